@@ -1,0 +1,47 @@
+//! `postmaster.pid`: whether a server runs on a data directory, and whether it is shutting down.
+//!
+//! Mirrors the lines of src/include/utils/pidfile.h.
+
+use std::path::Path;
+
+/// The lines of `postmaster.pid` the programs look at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PostmasterPid {
+    /// Line 1: the postmaster's process.
+    pub pid: i32,
+    /// Line 8: `starting`, `stopping`, `ready`, `standby`; empty while it is not known yet.
+    pub status: String,
+}
+
+impl PostmasterPid {
+    /// Reads the file below a data directory; nothing if there is none or it is being written.
+    pub fn read(data_directory: &Path) -> Option<Self> {
+        let text = std::fs::read_to_string(data_directory.join("postmaster.pid")).ok()?;
+        let mut lines = text.lines();
+        let pid = lines.next()?.trim().parse().ok()?;
+        Some(Self { pid, status: lines.nth(6).unwrap_or_default().trim().to_owned() })
+    }
+
+    /// Whether the server was told to shut down and waits for the archiver.
+    pub fn is_stopping(&self) -> bool {
+        self.status == "stopping"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_eighth_line_is_the_status() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(
+            directory.path().join("postmaster.pid"),
+            "123\n/data\n1\n5432\n/tmp\nlocalhost\n  99 1\nstopping\n",
+        )
+        .unwrap();
+        let pid = PostmasterPid::read(directory.path()).unwrap();
+        assert_eq!((pid.pid, pid.is_stopping()), (123, true));
+        assert_eq!(PostmasterPid::read(Path::new("/nonexistent")), None);
+    }
+}
