@@ -20,7 +20,7 @@ pub const DEFAULT_FILE: &str = "/etc/walkeep/walkeep.toml";
 const DEFAULT_CLUSTER: &str = "main";
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 const DEFAULT_RUN_DIRECTORY: &str = "/run/walkeep";
-const DEFAULT_SPOOL_DIRECTORY: &str = "/var/spool/walkeep";
+pub(crate) const DEFAULT_SPOOL_DIRECTORY: &str = "/var/spool/walkeep";
 
 /// Every environment variable that sets something, without the names of the object stores' own chains.
 const VARIABLES: [&str; 12] = [
