@@ -25,12 +25,11 @@ impl HostMemory {
             Ok(()) => return Self { directory: Some(spool.clone()), problem: None },
             Err(error) => format!("cannot use spool directory \"{}\": {error}", spool.display()),
         };
-        if *spool == Path::new(crate::config::DEFAULT_SPOOL_DIRECTORY) && !spool.exists() {
-            if let Some(own) = own_directory() {
-                match prepare(&own) {
-                    Ok(()) => return Self { directory: Some(own), problem: None },
-                    Err(error) => problem = format!("{problem}; nor \"{}\": {error}", own.display()),
-                }
+        let is_default = *spool == Path::new(crate::config::DEFAULT_SPOOL_DIRECTORY) && !spool.exists();
+        if let Some(own) = own_directory().filter(|_| is_default) {
+            match prepare(&own) {
+                Ok(()) => return Self { directory: Some(own), problem: None },
+                Err(error) => problem = format!("{problem}; nor \"{}\": {error}", own.display()),
             }
         }
         Self { directory: None, problem: Some(problem) }

@@ -24,7 +24,6 @@ impl ExitWhenExhausted {
         // Only what could not possibly be met is left to the caller.
         if pointer.is_null() && layout.size() < isize::MAX as usize / 2 {
             let _ = rustix::io::write(rustix::stdio::stderr(), b"ERROR: out of memory\n");
-            #[expect(clippy::exit, reason = "there is no memory to return an error with")]
             std::process::exit(self.code.load(Ordering::Relaxed));
         }
         pointer

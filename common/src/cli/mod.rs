@@ -18,7 +18,7 @@ pub struct CommonArgs {
     /// Configuration file [default: $WALKEEP_CONFIG, else /etc/walkeep/walkeep.toml]
     #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
-    /// Repository, such as s3://bucket/prefix or file:///directory
+    /// Repository: s3://bucket/prefix, gs://…, az://… or file:///directory
     #[arg(long, value_name = "URL", global = true)]
     pub repository: Option<String>,
     /// Name of the cluster in the repository [default: main]
@@ -47,11 +47,8 @@ impl CommonArgs {
         for name in unknown_variables(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok())) {
             tracing::warn!("environment variable {name} sets nothing");
         }
-        let flags = Flags {
-            config: self.config.clone(),
-            repository: self.repository.clone(),
-            cluster: self.cluster.clone(),
-        };
+        let flags =
+            Flags { config: self.config.clone(), repository: self.repository.clone(), cluster: self.cluster.clone() };
         Config::resolve(&flags, |name| std::env::var(name).ok())
     }
 }
@@ -69,9 +66,8 @@ pub fn refuse_root(allowed: bool) -> Result<()> {
     if allowed || !rustix::process::geteuid().is_root() {
         return Ok(());
     }
-    Err(Error::new(Kind::Usage, "will not run as root").hint(
-        "Run it as the user that owns the data directory (sudo -u postgres …), or say --allow-root.",
-    ))
+    Err(Error::new(Kind::Usage, "will not run as root")
+        .hint("Run it as the user that owns the data directory (sudo -u postgres …), or say --allow-root."))
 }
 
 /// This host's name.

@@ -79,13 +79,7 @@ impl Reporter {
         }
     }
 
-    fn line(
-        &self,
-        out: &mut impl fmt::Write,
-        severity: Severity,
-        message: &str,
-        hint: Option<&str>,
-    ) -> fmt::Result {
+    fn line(&self, out: &mut impl fmt::Write, severity: Severity, message: &str, hint: Option<&str>) -> fmt::Result {
         let (program, severity) = (self.program, severity.as_str());
         let now = jiff::Timestamp::now();
         if self.format == LogFormat::Json {
@@ -98,10 +92,8 @@ impl Reporter {
             return writeln!(out, "{object}");
         }
         // PostgreSQL's log has its own times; a terminal has none.
-        let time = match std::io::stderr().is_terminal() {
-            true => format!("{} ", now.strftime("%F %T UTC")),
-            false => String::new(),
-        };
+        let terminal = std::io::stderr().is_terminal();
+        let time = if terminal { format!("{} ", now.strftime("%F %T UTC")) } else { String::new() };
         writeln!(out, "{time}{program}: {severity}: {message}")?;
         match hint {
             Some(hint) => writeln!(out, "HINT: {hint}"),

@@ -57,7 +57,9 @@ impl Location {
             return Err("the bucket is missing".to_owned());
         }
         if bucket.contains(':') {
-            return Err("an endpoint does not belong into the URL; set it as \"endpoint\" in the section [s3]".to_owned());
+            return Err(
+                "an endpoint does not belong into the URL; set it as \"endpoint\" in the section [s3]".to_owned()
+            );
         }
         if prefix.split('/').any(|part| matches!(part, "." | "..") || part.is_empty() && !prefix.is_empty()) {
             return Err("the prefix has an empty part, \".\" or \"..\"".to_owned());

@@ -236,7 +236,9 @@ fn read_file(flags: &Flags, variable: &impl Fn(&str) -> Option<String>) -> Resul
 
 fn no_repository(file: Option<&Path>) -> Error {
     let hint = match file {
-        Some(path) => format!("Add a line to \"{}\", for example: repository = \"s3://bucket/prefix\".", path.display()),
+        Some(path) => {
+            format!("Add a line to \"{}\", for example: repository = \"s3://bucket/prefix\".", path.display())
+        }
         None => format!("Write one line into \"{DEFAULT_FILE}\", for example: repository = \"s3://bucket/prefix\"."),
     };
     Error::new(Kind::Usage, "no repository is configured").hint(hint)

@@ -54,9 +54,9 @@ pub(super) fn is_range_not_satisfiable(error: &StoreError) -> bool {
 }
 
 /// Turns a failure into ours. Text that came from a peer is cut and printed in one line.
-pub(super) fn explain(location: &Location, doing: &str, url: &str, error: StoreError) -> Error {
-    let text = text(&error);
-    let failure = classify(location, &error, &text);
+pub(super) fn explain(location: &Location, doing: &str, url: &str, error: &StoreError) -> Error {
+    let text = text(error);
+    let failure = classify(location, error, &text);
     let message = format!("could not {doing} \"{url}\": {}", failure.words.unwrap_or_else(|| shorten(&text)));
     let error = Error::new(failure.kind, message);
     match failure.hint {
@@ -235,7 +235,7 @@ fn shorten(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn kind(error: StoreError) -> Kind {
+    fn kind(error: &StoreError) -> Kind {
         let location = Location { scheme: Scheme::S3 { bucket: "b".into() }, prefix: String::new() };
         explain(&location, "store", "s3://b/key", error).kind()
     }
@@ -264,10 +264,10 @@ mod tests {
             ("499 Client Closed Request", "", Kind::Unavailable),
             ("405 Method Not Allowed", "", Kind::Refused),
         ] {
-            assert_eq!(kind(answered(status, code)), expected, "{status} {code}");
+            assert_eq!(kind(&answered(status, code)), expected, "{status} {code}");
         }
-        assert_eq!(kind(generic("error sending request: Connection refused")), Kind::Unavailable);
-        assert_eq!(kind(generic("dns error: failed to lookup address information")), Kind::Unavailable);
+        assert_eq!(kind(&generic("error sending request: Connection refused")), Kind::Unavailable);
+        assert_eq!(kind(&generic("dns error: failed to lookup address information")), Kind::Unavailable);
     }
 
     #[test]
@@ -284,16 +284,16 @@ mod tests {
             store: "LocalFileSystem",
             source: Box::new(io::Error::new(kind, "words")),
         };
-        assert_eq!(kind(local(io::ErrorKind::StorageFull)), Kind::Unavailable);
-        assert_eq!(kind(local(io::ErrorKind::PermissionDenied)), Kind::Refused);
-        assert_eq!(kind(local(io::ErrorKind::ReadOnlyFilesystem)), Kind::Refused);
+        assert_eq!(kind(&local(io::ErrorKind::StorageFull)), Kind::Unavailable);
+        assert_eq!(kind(&local(io::ErrorKind::PermissionDenied)), Kind::Refused);
+        assert_eq!(kind(&local(io::ErrorKind::ReadOnlyFilesystem)), Kind::Refused);
     }
 
     #[test]
     fn a_long_page_of_a_proxy_becomes_one_short_line() {
         let location = Location { scheme: Scheme::S3 { bucket: "b".into() }, prefix: String::new() };
         let page = format!("status code: 502 Bad Gateway: <html>\n{}\n</html>", "x\n".repeat(5000));
-        let error = explain(&location, "store", "s3://b/key", generic(&page));
+        let error = explain(&location, "store", "s3://b/key", &generic(&page));
         assert!(error.to_string().len() < 800 && !error.to_string().contains('\n'));
     }
 }

@@ -57,7 +57,7 @@ impl Store {
                 Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) | Ok(()) => {
                     Ok(true)
                 }
-                Err(error) => Err(self.explain("store", key, error)),
+                Err(error) => Err(self.explain("store", key, &error)),
             }
         });
         if !first.await? {
@@ -67,14 +67,14 @@ impl Store {
             match self.put(key, BODIES[1].into(), PutMode::Create).await {
                 Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => Ok(true),
                 Ok(()) => Ok(false),
-                Err(error) => Err(self.explain("store", key, error)),
+                Err(error) => Err(self.explain("store", key, &error)),
             }
         });
         let refused = refused.await?;
         let kept = retry(self.patience, || async {
             let read = async { self.objects.get(key).await?.bytes().await };
             let bytes = classify::limited(super::ANSWER_TIME, read).await;
-            Ok(bytes.map_err(|error| self.explain("read", key, error))? == BODIES[0])
+            Ok(bytes.map_err(|error| self.explain("read", key, &error))? == BODIES[0])
         });
         Ok(if refused && kept.await? { CreateOnly::Enforced } else { CreateOnly::NotEnforced })
     }

@@ -87,10 +87,11 @@ fn value(text: &str, section: &str, key: &str) -> Option<String> {
     for line in text.lines().map(str::trim) {
         if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
             inside = name.trim() == section;
-        } else if let Some((name, value)) = line.split_once('=').filter(|_| inside) {
-            if name.trim().eq_ignore_ascii_case(key) {
-                return Some(value.trim().to_owned()).filter(|value| !value.is_empty());
-            }
+        } else if inside
+            && let Some((name, value)) = line.split_once('=')
+            && name.trim().eq_ignore_ascii_case(key)
+        {
+            return Some(value.trim().to_owned()).filter(|value| !value.is_empty());
         }
     }
     None

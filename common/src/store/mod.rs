@@ -146,10 +146,10 @@ impl Store {
                 Ok(Created::Exists)
             }
             Err(error) if known == CreateOnly::NotEnforced && classify::is_not_implemented(&error) => {
-                self.put(key, payload, PutMode::Overwrite).await.map_err(|error| self.explain("store", key, error))?;
+                self.put(key, payload, PutMode::Overwrite).await.map_err(|error| self.explain("store", key, &error))?;
                 Ok(Created::New)
             }
-            Err(error) => Err(self.explain("store", key, error)),
+            Err(error) => Err(self.explain("store", key, &error)),
             Ok(()) => Ok(Created::New),
         }
     }
@@ -244,7 +244,7 @@ impl Store {
             let mut pages = self.objects.list(Some(folder)).map_ok(listed);
             let mut objects = Vec::new();
             while let Some(object) = classify::limited(SILENCE, pages.next().map(Ok)).await.transpose() {
-                objects.push(object.and_then(|object| object).map_err(|error| self.explain("list", folder, error))?);
+                objects.push(object.and_then(|object| object).map_err(|error| self.explain("list", folder, &error))?);
             }
             objects.sort_unstable_by(|a: &Listed, b| a.key.cmp(&b.key));
             objects.dedup_by(|a, b| a.key == b.key);
@@ -260,7 +260,7 @@ impl Store {
     pub async fn list_folder(&self, folder: &Path) -> Result<Folder> {
         retry(self.patience, || async {
             let result = classify::limited(ANSWER_TIME * 4, self.objects.list_with_delimiter(Some(folder))).await;
-            let result = result.map_err(|error| self.explain("list", folder, error))?;
+            let result = result.map_err(|error| self.explain("list", folder, &error))?;
             let names = result.common_prefixes.iter().filter_map(|path| path.filename().map(str::to_owned));
             let mut level =
                 Folder { folders: names.collect(), objects: result.objects.into_iter().map(listed).collect() };
@@ -276,11 +276,11 @@ impl Store {
         match result {
             Ok(found) => Ok(Some(found)),
             Err(error) if classify::is_missing_object(&error) => Ok(None),
-            Err(error) => Err(self.explain("read", key, error)),
+            Err(error) => Err(self.explain("read", key, &error)),
         }
     }
 
-    fn explain(&self, doing: &str, key: &Path, error: object_store::Error) -> Error {
+    fn explain(&self, doing: &str, key: &Path, error: &object_store::Error) -> Error {
         classify::explain(&self.location, doing, &self.url_of(key), error)
     }
 }
@@ -297,7 +297,6 @@ impl Reading {
         })
     }
 }
-
 
 fn listed(meta: ObjectMeta) -> Listed {
     let seconds = meta.last_modified.timestamp();

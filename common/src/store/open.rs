@@ -82,7 +82,8 @@ fn s3(bucket: &str, settings: &S3Settings) -> Result<Clients> {
         .with_unsigned_payload(!plain)
         .with_retry(no_retries());
     let region = settings.region.clone().or_else(|| variable("AWS_REGION")).or_else(|| variable("AWS_DEFAULT_REGION"));
-    builder = builder.with_region(region.or_else(credentials::profile_region).unwrap_or_else(|| "us-east-1".to_owned()));
+    builder =
+        builder.with_region(region.or_else(credentials::profile_region).unwrap_or_else(|| "us-east-1".to_owned()));
     if let Some(endpoint) = &endpoint {
         builder = builder.with_endpoint(endpoint);
     }
@@ -120,10 +121,8 @@ fn no_retries() -> RetryConfig {
 /// are making progress; its read limit would end large uploads. So requests are limited by [`Store`] itself.
 fn client_options(plain: bool, ca_file: Option<PathBuf>) -> Result<(ClientOptions, ClientOptions)> {
     let allow_http = plain || std::env::var("AWS_ALLOW_HTTP").is_ok_and(|value| value == "true" || value == "1");
-    let mut options = ClientOptions::new()
-        .with_allow_http(allow_http)
-        .with_connect_timeout(CONNECT_TIME)
-        .with_timeout_disabled();
+    let mut options =
+        ClientOptions::new().with_allow_http(allow_http).with_connect_timeout(CONNECT_TIME).with_timeout_disabled();
     let bundle = ca_file.or_else(|| std::env::var_os("SSL_CERT_FILE").map(PathBuf::from));
     let system = || SYSTEM_BUNDLES.iter().map(PathBuf::from).find(|path| path.is_file());
     if plain {

@@ -37,7 +37,7 @@ impl Store {
             let policy = Arc::new(PartRetry { limit: PART_PATIENCE });
             let options = PutMultipartOptions::default().with_retry_policy(policy);
             let begun = classify::limited(ANSWER_TIME, self.parts.put_multipart_opts(key, options)).await;
-            begun.map_err(|error| self.explain("store", key, error))
+            begun.map_err(|error| self.explain("store", key, &error))
         });
         Ok(Upload { store: self.clone(), key: key.clone(), parts: parts.await?, size: 0 })
     }
@@ -49,7 +49,7 @@ impl Upload {
         self.size += bytes.len() as u64;
         let (store, key) = (self.store.clone(), self.key.clone());
         let sending = self.parts.put_part(bytes.into());
-        async move { sending.await.map_err(|error| store.explain("store a part of", &key, error)) }
+        async move { sending.await.map_err(|error| store.explain("store a part of", &key, &error)) }
     }
 
     /// Completes the upload once all parts were sent, and sees that the object has its size.
@@ -63,7 +63,7 @@ impl Upload {
         let found = self.store.with_patience(patience).head(&self.key).await;
         match (completed, found) {
             (_, Ok(Some(found))) if found.size == self.size => Ok(self.size),
-            (Err(error), _) => Err(self.store.explain("complete", &self.key, error)),
+            (Err(error), _) => Err(self.store.explain("complete", &self.key, &error)),
             (Ok(_), Err(error)) => Err(error),
             (Ok(_), Ok(found)) => Err(Error::new(
                 Kind::Damaged,

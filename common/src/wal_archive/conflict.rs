@@ -43,9 +43,8 @@ impl WalArchive {
 
     async fn first_difference(&self, key: &Path, name: WalFileName, file: &Encoded) -> Result<Option<u64>> {
         let compare = || {
-            let ours = zstd::stream::read::Decoder::with_buffer(&file.frames[..]).map_err(|error| {
-                Error::new(Kind::Unavailable, "could not compare the two files").caused_by(error)
-            })?;
+            let ours = zstd::stream::read::Decoder::with_buffer(&file.frames[..])
+                .map_err(|error| Error::new(Kind::Unavailable, "could not compare the two files").caused_by(error))?;
             Ok(Compare { ours, position: 0, first: None })
         };
         Ok(self.fetch_object(key, name, compare).await?.and_then(|fetched| fetched.file.first))

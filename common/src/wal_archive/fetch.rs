@@ -49,13 +49,12 @@ impl WalArchive {
             let (header, file) = self.decode(key, name, reading, file).await?;
             if let WalFileName::Segment(segment) | WalFileName::Partial(segment) = name {
                 let page = SegmentHeader::parse(&file.first);
-                page.and_then(|page| page.check_name(segment).map(|()| page))
-                    .map_err(|error| error.to_string())
-                    .and_then(|page| match page.system_identifier == self.layout.system_identifier() {
-                        true => Ok(()),
-                        false => Err(format!("it belongs to the cluster {}", page.system_identifier)),
-                    })
-                    .map_err(|problem| self.damaged(key, &problem))?;
+                let page = page.and_then(|page| page.check_name(segment).map(|()| page));
+                let page = page.map_err(|error| self.damaged(key, &error.to_string()))?;
+                if page.system_identifier != self.layout.system_identifier() {
+                    let problem = format!("its pages belong to the cluster {}", page.system_identifier);
+                    return Err(self.damaged(key, &problem));
+                }
             }
             Ok(Some(Fetched { header, file: file.file }))
         })
@@ -86,8 +85,7 @@ impl WalArchive {
                 None => break,
             }
         }
-        let (header, length) =
-            Header::parse(&start).map_err(DecodeError::from).map_err(explain)?;
+        let (header, length) = Header::parse(&start).map_err(DecodeError::from).map_err(explain)?;
         if header.name != name.to_string() || header.system_identifier != self.layout.system_identifier() {
             let problem = format!("it holds \"{}\" of the cluster {}", header.name, header.system_identifier);
             return Err(self.damaged(key, &problem));

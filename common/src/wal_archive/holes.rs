@@ -118,7 +118,9 @@ impl WalArchive {
                 let child = child.chain([timeline]).find(|&next| next > segment.timeline).unwrap_or(timeline);
                 let copy = WalFileName::Segment(SegmentName { timeline: child, ..segment });
                 if self.store.head(&self.layout.wal(copy)).await?.is_none() {
-                    return Ok(Some(Evidence(format!("timeline {child} begins inside it, and \"{copy}\" is missing too"))));
+                    return Ok(Some(Evidence(format!(
+                        "timeline {child} begins inside it, and \"{copy}\" is missing too"
+                    ))));
                 }
             }
         }

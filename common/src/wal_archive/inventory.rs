@@ -118,19 +118,17 @@ impl Inventory {
             .any(|&last| last > number);
         // The segment in which the timeline was left may be missing on the parent; only what the history needs counts.
         let missing = history.segment_name(number, self.segment_size);
-        let left_later = history
-            .ancestors()
-            .iter()
-            .any(|ancestor| ancestor.switch_point > segment_start(number, self.segment_size));
+        let left_later =
+            history.ancestors().iter().any(|ancestor| ancestor.switch_point > segment_start(number, self.segment_size));
         let hole = (beyond && self.later_needed(history, number)) || left_later;
         Reach { end: number, missing, hole }
     }
 
     /// Whether a segment after `number` that lies on the history is archived.
     fn later_needed(&self, history: &TimelineHistory, number: u64) -> bool {
-        self.segments.iter().any(|(_, numbers)| {
-            numbers.range(number + 1..).any(|&later| self.find(history, later).is_some())
-        })
+        self.segments
+            .iter()
+            .any(|(_, numbers)| numbers.range(number + 1..).any(|&later| self.find(history, later).is_some()))
     }
 }
 
@@ -238,8 +236,12 @@ mod tests {
 
     #[test]
     fn what_lies_beyond_a_fork_on_the_abandoned_branch_is_no_hole_of_the_new_one() {
-        let names =
-            ["000000010000000000000003", "000000010000000000000004", "000000010000000000000009", "000000020000000000000004"];
+        let names = [
+            "000000010000000000000003",
+            "000000010000000000000004",
+            "000000010000000000000009",
+            "000000020000000000000004",
+        ];
         let inventory = inventory(&names, &[(2, "1\t0/4000028\tx\n")]);
         let reach = inventory.reach(&inventory.history(Timeline(2)), 3);
         assert_eq!((reach.end, reach.hole), (5, false));
@@ -247,7 +249,11 @@ mod tests {
 
     #[test]
     fn copies_kept_aside_fill_no_hole() {
-        let names = ["000000010000000000000001", "000000010000000000000002.fork.0123456789abcdef", "000000010000000000000002.partial"];
+        let names = [
+            "000000010000000000000001",
+            "000000010000000000000002.fork.0123456789abcdef",
+            "000000010000000000000002.partial",
+        ];
         let inventory = inventory(&names, &[]);
         assert_eq!(inventory.reach(&inventory.history(Timeline(1)), 1).end, 2);
     }

@@ -78,8 +78,7 @@ impl WalArchive {
         if known {
             return Ok(());
         }
-        let identity =
-            Identity::new(self.layout.system_identifier(), segment_size, pg_major, jiff::Timestamp::now());
+        let identity = Identity::new(self.layout.system_identifier(), segment_size, pg_major, jiff::Timestamp::now());
         let bytes = identity
             .to_bytes()
             .map_err(|error| Error::new(Kind::Internal, "could not write identity.json").caused_by(error))?;

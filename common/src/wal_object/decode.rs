@@ -55,7 +55,7 @@ pub struct Decoder<W: Write> {
 
 impl<W: Write> std::fmt::Debug for Decoder<W> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Decoder").field("header", &self.header).field("stored_size", &self.stored_size).finish()
+        f.debug_struct("Decoder").field("header", &self.header).finish_non_exhaustive()
     }
 }
 

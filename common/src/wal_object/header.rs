@@ -84,6 +84,12 @@ pub enum InvalidHeader {
     Newer(u32),
 }
 
+/// The one field that decides whether the others can be understood.
+#[derive(Deserialize)]
+struct Version {
+    walkeep: u32,
+}
+
 impl Header {
     /// Returns the header as stored.
     ///
@@ -111,10 +117,6 @@ impl Header {
         let (json, crc) = content.split_last_chunk::<CRC_BYTES>().ok_or(InvalidHeader::Size)?;
         if crc32c::crc32c(json) != u32::from_le_bytes(*crc) {
             return Err(InvalidHeader::Checksum);
-        }
-        #[derive(Deserialize)]
-        struct Version {
-            walkeep: u32,
         }
         let contents = |error: serde_json::Error| InvalidHeader::Contents(error.to_string());
         let version: Version = serde_json::from_slice(json).map_err(contents)?;

@@ -33,7 +33,7 @@ fn decode(object: &[u8]) -> Result<Vec<u8>, DecodeError> {
 
 fn sample(size: usize) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(7);
-    (0..size).map(|at| if at % 3 == 0 { random.u8(..) } else { (at / 512) as u8 }).collect()
+    (0..size).map(|at| if at % 3 == 0 { random.u8(..) } else { u8::try_from(at / 512 % 256).unwrap() }).collect()
 }
 
 #[test]
