@@ -4,17 +4,19 @@
 //! 19: where recovery would find no further record, [`Walker`] finds none. Checksums of records are verified; what they
 //! do to blocks is not looked at. Pure: segments in, events out.
 
+mod end;
 mod event;
 mod page;
 mod record;
 #[cfg(test)]
 mod tests;
 
-pub use event::{Event, EventKind};
+pub use self::end::{EndOfWal, InvalidWal, Reason};
+pub use self::event::{Event, EventKind};
 
-use self::page::{PAGE_BYTES, PageFormat, PageHeader};
+use self::page::{PAGE_BYTES, Page, PageFormat, PageHeader};
 use self::record::{HEADER_BYTES, Operation, Record};
-use super::header::{InvalidHeader, SegmentHeader};
+use super::header::SegmentHeader;
 use super::segment::{SegmentSize, Timeline};
 use crate::lsn::Lsn;
 
@@ -70,123 +72,6 @@ pub enum Progress {
     Ended(EndOfWal),
 }
 
-/// Where a log ends, in the bytes at hand, and what was found there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("no valid WAL record after {lsn}: {reason}")]
-pub struct EndOfWal {
-    /// The end of the last valid record.
-    pub lsn: Lsn,
-    /// What was found instead of another record.
-    pub reason: Reason,
-}
-
-/// Why there is no further record. In a segment that the server filled to its end every one of these is damage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Reason {
-    /// The bytes end inside a page header.
-    #[error("page is cut short")]
-    ShortPage,
-    /// Zeros, or no page of this major.
-    #[error("invalid magic number {magic:04X} in the page at {address}")]
-    Magic {
-        /// Where the page lies.
-        address: Lsn,
-        /// `xlp_magic` as found.
-        magic: u16,
-    },
-    /// Flags that no page at this place can have.
-    #[error("invalid info bits {flags:04X} in the page at {address}")]
-    Flags {
-        /// Where the page lies.
-        address: Lsn,
-        /// `xlp_info` as found.
-        flags: u16,
-    },
-    /// A page of another place: the file was recycled, and not written so far.
-    #[error("unexpected page address {found} in the page at {address}")]
-    Address {
-        /// Where the page lies.
-        address: Lsn,
-        /// `xlp_pageaddr` as found.
-        found: Lsn,
-    },
-    /// Timelines never go backwards along a log.
-    #[error("out-of-sequence timeline {found} (after {before}) in the page at {address}")]
-    Timeline {
-        /// Where the page lies.
-        address: Lsn,
-        /// `xlp_tli` of the page before.
-        before: Timeline,
-        /// `xlp_tli` as found.
-        found: Timeline,
-    },
-    /// The page begins with the rest of a record, or of another one than was begun, or does not though one was begun.
-    #[error("the page at {address} does not continue the log before it")]
-    Continuation {
-        /// Where the page lies.
-        address: Lsn,
-    },
-    /// Shorter than a record header: zeros, in the last segment of a running server.
-    #[error("invalid record length at {start}")]
-    Length {
-        /// Where the record begins.
-        start: Lsn,
-    },
-    /// The record does not follow the one before: it is left from an earlier use of the file.
-    #[error("incorrect prev-link {found} in the record at {start}")]
-    PreviousLink {
-        /// Where the record begins.
-        start: Lsn,
-        /// `xl_prev` as found.
-        found: Lsn,
-    },
-    /// The record was not written to its end, or was damaged later.
-    #[error("incorrect checksum of the record at {start}")]
-    Checksum {
-        /// Where the record begins.
-        start: Lsn,
-    },
-    /// The checksum is right, but the parts do not add up.
-    #[error("invalid contents of the record at {start}")]
-    Contents {
-        /// Where the record begins.
-        start: Lsn,
-    },
-}
-
-/// The bytes are not the segment that comes next. The walker is as before, and takes the right one.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidWal {
-    /// They are no segment at all.
-    #[error(transparent)]
-    Header(#[from] InvalidHeader),
-    /// They were written by a PostgreSQL newer than this program, whose records it cannot read.
-    #[error("unknown page magic {0:04X}: records of this PostgreSQL version cannot be read")]
-    UnknownVersion(u16),
-    /// They are another part of the log.
-    #[error("it starts at {found}, expected the segment that starts at {expected}")]
-    NotNext {
-        /// Where the next segment starts.
-        expected: Lsn,
-        /// Where this one starts.
-        found: Lsn,
-    },
-    /// They come from another cluster, another major, or one with another segment size than the segments before.
-    #[error("it belongs to another log than the segments before it")]
-    OtherLog,
-    /// The server was built with another `XLOG_BLCKSZ`, whose pages cannot be read.
-    #[error("it has WAL pages of {0} bytes, expected {PAGE_BYTES}")]
-    PageSize(usize),
-    /// They are not one whole segment.
-    #[error("it has {found} bytes, expected a whole segment of {expected}")]
-    Size {
-        /// The segment size in the header.
-        expected: u64,
-        /// How many bytes there are.
-        found: usize,
-    },
-}
-
 impl Walker {
     /// Starts at the beginning of the segment that starts at `start`.
     pub fn new(start: Lsn) -> Self {
@@ -200,8 +85,8 @@ impl Walker {
         }
     }
 
-    /// The end of the last record read: everything before is valid. It is the start of the first segment until a record
-    /// was met.
+    /// The end of the last record read. Before there is one, it is where the first one begins, or the start of the first
+    /// segment as long as that is not known.
     pub fn position(&self) -> Lsn {
         self.position
     }
@@ -220,8 +105,8 @@ impl Walker {
         let start = self.next_segment;
         self.next_segment = start.saturating_add(log.segment_size.bytes());
         for (number, page) in segment.chunks_exact(PAGE_BYTES).enumerate() {
-            let address = start.saturating_add((number * PAGE_BYTES) as u64);
-            if let Err(reason) = self.read_page(&log, address, page, &mut on_event) {
+            let page = Page { address: start.saturating_add((number * PAGE_BYTES) as u64), bytes: page };
+            if let Err(reason) = self.read_page(&log, page, &mut on_event) {
                 self.state = State::Ended(reason);
                 return Ok(Progress::Ended(EndOfWal { lsn: self.position, reason }));
             }
@@ -258,52 +143,50 @@ impl Walker {
         Ok(log)
     }
 
-    fn read_page(
-        &mut self,
-        log: &Log,
-        address: Lsn,
-        page: &[u8],
-        on_event: &mut impl FnMut(Event),
-    ) -> Result<(), Reason> {
-        let first_of_segment = address.0.is_multiple_of(log.segment_size.bytes());
-        let header = PageHeader::parse(page, log.format, address, first_of_segment)?;
+    fn read_page(&mut self, log: &Log, page: Page<'_>, on_event: &mut impl FnMut(Event)) -> Result<(), Reason> {
+        let first_of_segment = page.address.0.is_multiple_of(log.segment_size.bytes());
+        let header = PageHeader::parse(page, log.format, first_of_segment)?;
         if header.timeline < self.timeline {
-            return Err(Reason::Timeline { address, before: self.timeline, found: header.timeline });
+            let (address, before, found) = (page.address, self.timeline, header.timeline);
+            return Err(Reason::Timeline { address, before, found });
         }
         self.timeline = header.timeline;
-        let Some(first_record) = self.finish_record(log, address, page, header, on_event)? else { return Ok(()) };
-        self.read_records(log, address, page, first_record, on_event)
+        match self.finish_record(log, page, header, on_event)? {
+            Some(offset) => self.read_records(log, page, offset, on_event),
+            None => Ok(()),
+        }
     }
 
     /// Reads the rest of the record that an earlier page began. Returns where the next record begins in the page;
-    /// nothing if this one fills it.
+    /// nothing if this one goes on behind it.
     fn finish_record(
         &mut self,
         log: &Log,
-        address: Lsn,
-        page: &[u8],
+        page: Page<'_>,
         header: PageHeader,
         on_event: &mut impl FnMut(Event),
     ) -> Result<Option<usize>, Reason> {
-        let contents = page.get(header.bytes..).ok_or(Reason::ShortPage)?;
+        let contents = page.bytes.get(header.bytes..).ok_or(Reason::ShortPage)?;
+        let continuation = header.continuation.map(|bytes| bytes as usize);
+        let no_continuation = Reason::Continuation { address: page.address };
         match std::mem::replace(&mut self.state, State::BetweenRecords) {
             State::Unaligned => {
-                let passed_over = header.continuation.map_or(0, |length| align(length as usize));
-                if passed_over >= contents.len() {
+                let passed_over = align(continuation.unwrap_or(0).min(contents.len()));
+                if passed_over == contents.len() {
                     self.state = State::Unaligned;
                     return Ok(None);
                 }
-                self.position = address.saturating_add((header.bytes + passed_over) as u64);
+                self.position = page.lsn(header.bytes + passed_over);
                 Ok(Some(header.bytes + passed_over))
             }
-            State::BetweenRecords if header.continuation.is_some() => Err(Reason::Continuation { address }),
+            State::BetweenRecords if continuation.is_some() => Err(no_continuation),
             State::BetweenRecords => Ok(Some(header.bytes)),
             // A crash cut the record short, and the server went on in this page (`CreateOverwriteContrecordRecord`).
             State::InsideRecord(_) if header.overwrites => Ok(Some(header.bytes)),
             State::InsideRecord(mut partial) => {
                 let missing = partial.total_bytes - partial.bytes.len();
-                if header.continuation.map(|length| length as usize) != Some(missing) {
-                    return Err(Reason::Continuation { address });
+                if continuation != Some(missing) {
+                    return Err(no_continuation);
                 }
                 let Some(rest) = contents.get(..missing) else {
                     partial.bytes.extend_from_slice(contents);
@@ -312,7 +195,7 @@ impl Walker {
                 };
                 partial.bytes.extend_from_slice(rest);
                 let next = header.bytes + align(missing);
-                self.read_record(log, &partial.bytes, partial.start, address.saturating_add(next as u64), on_event)?;
+                self.read_record(log, &partial.bytes, partial.start, page.lsn(next), on_event)?;
                 Ok(Some(next))
             }
             State::Ended(reason) => Err(reason),
@@ -323,13 +206,13 @@ impl Walker {
     fn read_records(
         &mut self,
         log: &Log,
-        address: Lsn,
-        page: &[u8],
+        page: Page<'_>,
         mut offset: usize,
         on_event: &mut impl FnMut(Event),
     ) -> Result<(), Reason> {
-        while let Some(rest) = page.get(offset..).filter(|rest| !rest.is_empty() && self.position < self.next_segment) {
-            let start = address.saturating_add(offset as u64);
+        while offset < page.bytes.len() && self.position < self.next_segment {
+            let start = page.lsn(offset);
+            let rest = page.bytes.get(offset..).unwrap_or_default();
             let total_bytes =
                 record::total_length(rest).filter(|&length| length >= HEADER_BYTES).ok_or(Reason::Length { start })?;
             self.check_previous(rest, start)?;
@@ -338,7 +221,7 @@ impl Walker {
                 return Ok(());
             };
             offset += align(total_bytes);
-            self.read_record(log, record, start, address.saturating_add(offset as u64), on_event)?;
+            self.read_record(log, record, start, page.lsn(offset), on_event)?;
         }
         Ok(())
     }

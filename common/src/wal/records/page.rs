@@ -23,6 +23,20 @@ pub(super) fn page_bytes(segment: &[u8]) -> Option<usize> {
     usize::try_from(bytes).ok()
 }
 
+/// A page, and where it lies.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Page<'a> {
+    pub(super) address: Lsn,
+    pub(super) bytes: &'a [u8],
+}
+
+impl Page<'_> {
+    /// The position `offset` bytes into the page.
+    pub(super) fn lsn(self, offset: usize) -> Lsn {
+        self.address.saturating_add(offset as u64)
+    }
+}
+
 /// What a page says about itself.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PageHeader {
@@ -55,13 +69,9 @@ impl PageFormat {
 }
 
 impl PageHeader {
-    /// Reads the header of the page at `address` and checks what PostgreSQL checks.
-    pub(super) fn parse(
-        mut page: &[u8],
-        format: PageFormat,
-        address: Lsn,
-        first_of_segment: bool,
-    ) -> Result<Self, Reason> {
+    /// Reads the header of the page and checks what PostgreSQL checks.
+    pub(super) fn parse(page: Page<'_>, format: PageFormat, first_of_segment: bool) -> Result<Self, Reason> {
+        let Page { address, bytes: mut page } = page;
         let magic = u16::from_le_bytes(take(&mut page).ok_or(Reason::ShortPage)?);
         let flags = u16::from_le_bytes(take(&mut page).ok_or(Reason::ShortPage)?);
         let timeline = u32::from_le_bytes(take(&mut page).ok_or(Reason::ShortPage)?);
