@@ -11,7 +11,7 @@ use std::process::Command;
 
 use walkeep_common::lsn::Lsn;
 use walkeep_common::wal::history::TimelineHistory;
-use walkeep_common::wal::records::{Event, EventKind, Progress, Walker};
+use walkeep_common::wal::records::{EndOfWal, Event, EventKind, Progress, Walker};
 use walkeep_common::wal::segment::{SegmentName, SegmentSize, Timeline, segment_of, segment_start};
 
 /// What makes servers write every kind of record that is of interest, among many others.
@@ -251,16 +251,16 @@ fn after_header(end: Lsn) -> Lsn {
 }
 
 /// Walks along a history from segment `number` on, as far as there are segments and valid records in them.
-fn walk(server: &Server, history: &TimelineHistory, first: u64) -> (Vec<Event>, Lsn) {
+fn walk(server: &Server, history: &TimelineHistory, first: u64) -> (Vec<Event>, Lsn, Option<EndOfWal>) {
     let mut walker = Walker::new(segment_start(first, segment_size()));
     let mut events = Vec::new();
     for number in first.. {
         let Ok(segment) = fs::read(server.wal(history.segment_name(number, segment_size()))) else { break };
-        if let Progress::Ended(_) = walker.feed(&segment, |event| events.push(event)).unwrap() {
-            break;
+        if let Progress::Ended(end) = walker.feed(&segment, |event| events.push(event)).unwrap() {
+            return (events, walker.position(), Some(end));
         }
     }
-    (events, walker.position())
+    (events, walker.position(), None)
 }
 
 #[test]
@@ -295,14 +295,14 @@ fn the_walker_sees_what_pg_waldump_sees() {
         assert!(dumped.values().any(|record| record.description.starts_with(kind)), "the server wrote no {kind}");
     }
 
-    let (events, position) = walk(&server, &history, first);
+    let (events, position, ended) = walk(&server, &history, first);
     let expected: Vec<(Lsn, String)> =
         dumped.iter().filter_map(|(lsn, record)| Some((*lsn, record.expected()?))).collect();
     let found: Vec<(Lsn, String)> = events.iter().map(|event| (event.start, shown(event))).collect();
     for (found, expected) in found.iter().zip(&expected) {
         assert_eq!(found, expected);
     }
-    assert_eq!(found.len(), expected.len());
+    assert_eq!(found.len(), expected.len(), "{ended:?}");
     for event in &events {
         let following = dumped.range(Lsn(event.start.0 + 1)..).next().map(|(lsn, _)| *lsn);
         assert_eq!(Some(after_header(event.end)), following, "end of {event:?}");
@@ -315,7 +315,7 @@ fn the_walker_sees_what_pg_waldump_sees() {
     for number in first..=segment_of(position, segment_size()) {
         let start = segment_start(number, segment_size());
         let later: Vec<&Event> = events.iter().filter(|event| event.start >= start).collect();
-        let (from_here, same_position) = walk(&server, &history, number);
+        let (from_here, same_position, _) = walk(&server, &history, number);
         assert_eq!((from_here.iter().collect(), same_position), (later, position), "from segment {number}");
     }
 }
