@@ -9,4 +9,6 @@
 //! - [`output`]: text and JSON on standard output.
 
 pub mod catalog;
+pub mod list;
 pub mod output;
+pub mod show;

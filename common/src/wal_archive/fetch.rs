@@ -61,6 +61,20 @@ impl WalArchive {
         .await
     }
 
+    /// Reads a file's header without the file; nothing if there is no such object.
+    ///
+    /// # Errors
+    /// `Damaged`, `Refused`, `Unavailable`.
+    pub async fn header(&self, name: WalFileName) -> Result<Option<Header>> {
+        let key = self.layout.wal(name);
+        let Some((start, size)) = self.store.read_range(&key, 0..MAX_BYTES).await? else { return Ok(None) };
+        let (header, length) = Header::parse(&start).map_err(|error| self.damaged(&key, &error.to_string()))?;
+        if header.object_size(length) != size || header.name != name.to_string() {
+            return Err(self.damaged(&key, "its header does not fit it"));
+        }
+        Ok(Some(header))
+    }
+
     async fn decode<W: Write>(
         &self,
         key: &object_store::path::Path,
