@@ -11,4 +11,6 @@
 pub mod catalog;
 pub mod list;
 pub mod output;
+pub mod pack;
 pub mod show;
+pub mod take;

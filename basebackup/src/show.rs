@@ -46,17 +46,16 @@ async fn find(args: &ShowArgs, config: &Config) -> Result<Backup> {
     let mut failure = Error::new(Kind::NotFound, "there are no base backups").hint("Take one with: basebackup take.");
     for archive in archives(config, args.system_identifier, READ_PATIENCE).await? {
         let mut catalog = Catalog::load(&archive).await?;
-        match &wanted {
-            Some(id) => match catalog.find(id) {
+        if let Some(id) = &wanted {
+            match catalog.find(id) {
                 Ok(backup) => return Ok(backup.clone()),
                 Err(error) if error.kind() == Kind::Damaged => return Err(error),
                 Err(error) => failure = error,
-            },
-            None => {
-                let latest = catalog.backups.pop();
-                if latest.as_ref().map(|backup| backup.stop_time) > newest.as_ref().map(|backup| backup.stop_time) {
-                    newest = latest;
-                }
+            }
+        } else {
+            let latest = catalog.backups.pop();
+            if latest.as_ref().map(|backup| backup.stop_time) > newest.as_ref().map(|backup| backup.stop_time) {
+                newest = latest;
             }
         }
     }
