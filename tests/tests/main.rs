@@ -1,0 +1,5 @@
+//! The scenario tests: the programs as processes, against real servers.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod harness;
