@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: build check demo setup test test-all-versions
+.PHONY: build check demo setup setup-demo test test-all-versions
 
 # The three programs, as they are shipped, in target/release.
 build:
@@ -27,6 +27,8 @@ test-all-versions: setup
 	packaging/test-all-versions.sh
 
 # A table is dropped and comes back, on a throwaway server. Under a minute after the build.
-demo:
-	packaging/setup.sh demo
+demo: setup-demo build
 	packaging/demo.sh
+
+setup-demo:
+	packaging/setup.sh demo
