@@ -1,1 +1,60 @@
-fn main() {}
+//! `restore_command = 'archive-get %f %p'`: fetches one WAL file, or says exactly why not.
+//!
+//! [`get`] fetches and publishes, [`exit`] is what PostgreSQL reads.
+
+mod args;
+mod destination;
+mod exit;
+mod get;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use walkeep_common::cli::memory::ExitWhenExhausted;
+use walkeep_common::cli::{self, Reporter, Severity};
+use walkeep_common::config::StandbyOutage;
+use walkeep_common::error::Kind;
+
+use crate::args::Args;
+use crate::exit::Asker;
+
+#[global_allocator]
+static ALLOCATOR: ExitWhenExhausted = ExitWhenExhausted::new(201);
+
+fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(problem) => {
+            let asked_for = !problem.use_stderr();
+            let _ = problem.print();
+            let code = Asker::find(Path::new("."), "", Path::new("")).code(Kind::Usage, StandbyOutage::Retry);
+            return ExitCode::from(if asked_for { exit::DONE } else { code });
+        }
+    };
+    let asker = Asker::find(Path::new("."), &args.name, &args.path);
+    ALLOCATOR.set_code(asker.code(Kind::Unavailable, StandbyOutage::Retry).into());
+    let reporter = Reporter::install("archive-get", args.common.log_format);
+    cli::restrict_new_files();
+    let config = match args.common.resolve() {
+        Ok(config) => config,
+        Err(error) => {
+            reporter.error(Severity::Error, &error);
+            return ExitCode::from(asker.code(error.kind(), StandbyOutage::Retry));
+        }
+    };
+    let outage = config.standby_outage;
+    match get::get(&args, config) {
+        Ok(()) => ExitCode::from(exit::DONE),
+        Err(error) => {
+            let code = asker.code(error.kind(), outage);
+            match error.kind() {
+                // PostgreSQL asks beyond the end all the time.
+                Kind::NotFound => {}
+                Kind::Unavailable if code == 101 => reporter.error(Severity::Warning, &error),
+                _ => reporter.error(Severity::Error, &error),
+            }
+            ExitCode::from(code)
+        }
+    }
+}

@@ -1,1 +1,47 @@
-fn main() {}
+//! `archive_command = 'archive-push %p'`: stores one WAL file and says 0 only once it is durable.
+//!
+//! The way of a file: [`source`] checks that it is what its name says, [`push`] stores it, [`exit`] is what PostgreSQL
+//! reads.
+
+mod args;
+mod exit;
+mod limits;
+mod push;
+mod source;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use walkeep_common::cli::memory::ExitWhenExhausted;
+use walkeep_common::cli::{self, Reporter, Severity};
+use walkeep_common::error::Result;
+
+use crate::args::Args;
+
+#[global_allocator]
+static ALLOCATOR: ExitWhenExhausted = ExitWhenExhausted::new(exit::TEMPORARY as i32);
+
+fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(problem) => {
+            let asked_for = !problem.use_stderr();
+            let _ = problem.print();
+            return ExitCode::from(if asked_for { exit::DONE } else { exit::USAGE });
+        }
+    };
+    let reporter = Reporter::install("archive-push", args.common.log_format);
+    match run(&args) {
+        Ok(()) => ExitCode::from(exit::DONE),
+        Err(error) => {
+            reporter.error(Severity::Error, &error);
+            ExitCode::from(exit::code(error.kind()))
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    cli::restrict_new_files();
+    cli::refuse_root(args.allow_root)?;
+    push::push(&args.path, args.common.resolve()?)
+}

@@ -1,1 +1,3 @@
+//! `basebackup`: takes, lists and restores base backups of PostgreSQL.
+
 fn main() {}

@@ -75,8 +75,8 @@ impl SegmentHeader {
         let magic = u16::from_le_bytes(array(bytes, 0)?);
         let info = u16::from_le_bytes(array(bytes, 2)?);
         let pg_major = MAGICS.iter().find(|known| known.0 == magic).map(|known| known.1);
-        // Every magic number so far begins with D1; together with the flag it tells a page from anything else.
-        if info & LONG_HEADER == 0 || magic >> 8 != 0xD1 {
+        // A magic number not in the table is a newer PostgreSQL's, so the flag and the sizes below must do.
+        if info & LONG_HEADER == 0 || magic == 0 {
             return Err(InvalidHeader::NotASegment { magic, info });
         }
         let size = u32::from_le_bytes(array(bytes, 32)?);

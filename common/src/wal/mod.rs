@@ -5,4 +5,5 @@
 pub mod header;
 pub mod history;
 pub mod name;
+pub mod records;
 pub mod segment;

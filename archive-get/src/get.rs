@@ -1,0 +1,97 @@
+//! Fetching one file.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use walkeep_common::cli::bounded::bounded;
+use walkeep_common::config::Config;
+use walkeep_common::error::{Error, Kind, Result};
+use walkeep_common::host_memory::HostMemory;
+use walkeep_common::postgres::control::ControlFile;
+use walkeep_common::retry::Patience;
+use walkeep_common::store::Store;
+use walkeep_common::wal::name::WalFileName;
+use walkeep_common::wal::segment::SegmentName;
+use walkeep_common::wal_archive::{WalArchive, system_identifiers};
+
+use crate::args::Args;
+use crate::destination::Destination;
+
+/// Puts the file `args` name at the path they name.
+///
+/// # Errors
+/// See the exit codes: every kind has one. Nothing is left at the path then.
+pub(crate) fn get(args: &Args, config: Config) -> Result<()> {
+    let name: WalFileName = args.name.parse().map_err(|error| {
+        Error::new(Kind::Usage, "will not fetch this file")
+            .caused_by(error)
+            .hint("PostgreSQL gives the name first: restore_command = 'archive-get %f %p'.")
+    })?;
+    if let Some(last) = args.last_segment
+        && name.segment().is_some_and(|segment| is_beyond(segment, last))
+    {
+        return Err(Error::new(Kind::NotFound, format!("\"{name}\" lies beyond the last segment to recover")));
+    }
+    let timeout = config.timeout;
+    let deadline = Instant::now() + timeout;
+    let (given, path) = (args.system_identifier, args.path.clone());
+    let work = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Error::new(Kind::Unavailable, "could not start the runtime").caused_by(error))?;
+        let patience = Patience::Until(deadline.checked_sub(Duration::from_millis(500)).unwrap_or(deadline));
+        let result = runtime.block_on(fetch(name, &path, &config, given, patience));
+        // A request that hangs must not keep the process.
+        runtime.shutdown_background();
+        result
+    };
+    bounded(work, |passed| {
+        (passed >= timeout)
+            .then(|| Error::new(Kind::Unavailable, format!("gave up on \"{name}\" after {} s", timeout.as_secs())))
+    })
+}
+
+async fn fetch(name: WalFileName, path: &Path, config: &Config, given: Option<u64>, patience: Patience) -> Result<()> {
+    let system_identifier = match given.or_else(|| from_control_file(path)) {
+        Some(known) => known,
+        None => only_cluster(config, patience).await?,
+    };
+    let archive = WalArchive::open(config, system_identifier, HostMemory::open(config), patience)?;
+    loop {
+        if let Some(fetched) = archive.fetch(name, || Destination::create(path)).await? {
+            return fetched.file.publish();
+        }
+        // Returns only if the file appeared while it was looked for.
+        archive.explain_missing(name).await?;
+    }
+}
+
+/// Whether recovery that ends with `last` must not see this segment. Newer timelines fork off later.
+fn is_beyond(segment: SegmentName, last: SegmentName) -> bool {
+    (segment.id, segment.part) > (last.id, last.part) || segment.timeline > last.timeline
+}
+
+/// PostgreSQL's working directory is its data directory; pg_rewind and people name a path in it.
+fn from_control_file(path: &Path) -> Option<u64> {
+    let control = |directory: &Path| ControlFile::read(directory).ok().map(|control| control.system_identifier);
+    control(Path::new(".")).or_else(|| control(&path.parent()?.join("..")))
+}
+
+async fn only_cluster(config: &Config, patience: Patience) -> Result<u64> {
+    let store = Store::open(config, patience)?;
+    let place = format!("\"{}/{}\"", store.location(), config.cluster);
+    match system_identifiers(&store, &config.cluster).await?.as_slice() {
+        [only] => Ok(*only),
+        [] => Err(Error::new(Kind::Refused, format!("nothing is archived in {place}"))
+            .hint("Check \"repository\" and \"cluster\": this looks like the wrong place.")),
+        several => Err(Error::new(
+            Kind::Usage,
+            format!("{place} holds the WAL of {} clusters, and global/pg_control cannot be read here", several.len()),
+        )
+        .hint(format!(
+            "Run it in the data directory, or say --system-identifier with one of: {}.",
+            several.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
+        ))),
+    }
+}

@@ -1,0 +1,27 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use walkeep_common::cli::CommonArgs;
+
+const EXAMPLE: &str = "\
+Example, in postgresql.conf:
+  archive_mode = on
+  archive_command = 'archive-push %p'
+
+Exit codes: 0 durable in the repository (or an identical copy already was), 1 temporary failure, 2 usage or
+configuration, 3 conflict with an archived file, 4 not a valid WAL file of this cluster, 5 the repository refuses us";
+
+/// Stores one WAL file in the repository; PostgreSQL's archive_command
+#[derive(Debug, Clone, Parser)]
+#[command(name = "archive-push", version, after_help = EXAMPLE, max_term_width = 100)]
+pub(crate) struct Args {
+    /// The file to archive, as PostgreSQL gives it in place of %p
+    pub(crate) path: PathBuf,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+    /// Run as root all the same
+    #[arg(long)]
+    pub(crate) allow_root: bool,
+}

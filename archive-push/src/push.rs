@@ -1,0 +1,84 @@
+//! Archiving one file.
+
+use std::path::Path;
+
+use std::time::{Duration, Instant};
+
+use walkeep_common::cli::bounded::bounded;
+use walkeep_common::config::Config;
+use walkeep_common::error::{Error, Kind, Result};
+use walkeep_common::host_memory::HostMemory;
+use walkeep_common::retry::Patience;
+use walkeep_common::wal_archive::WalArchive;
+
+use crate::limits::{Limits, OUTAGE_MEMORY};
+use crate::source::Source;
+
+/// What the host remembers a failing store under.
+const OUTAGE_FACT: &str = "outage";
+
+/// Archives the file at `path`.
+///
+/// # Errors
+/// See the exit codes: every kind has one.
+pub(crate) fn push(path: &Path, config: Config) -> Result<()> {
+    let mut limits = Limits::new(config.timeout);
+    let memory = HostMemory::open(&config);
+    if let Some(problem) = memory.problem() {
+        tracing::warn!("{problem}; every push looks before it stores");
+    }
+    let url = config.repository.to_string();
+    let impatient =
+        Limits::server_is_stopping() || memory.age(OUTAGE_FACT, &url).is_some_and(|age| age < OUTAGE_MEMORY);
+
+    let path = path.to_owned();
+    let deadline = Instant::now() + config.timeout;
+    let archiving = memory.clone();
+    let work = move || archive(&path, &config, archiving, deadline, impatient.then(|| limits.first_answer()));
+    let result = bounded(work, |passed| limits.exceeded(passed));
+    match &result {
+        Err(error) if error.kind() == Kind::Unavailable => memory.note(OUTAGE_FACT, &url, ""),
+        Ok(()) if memory.recall(OUTAGE_FACT, &url).is_some() => memory.forget(OUTAGE_FACT, &url),
+        _ => {}
+    }
+    result
+}
+
+fn archive(
+    path: &Path,
+    config: &Config,
+    memory: HostMemory,
+    deadline: Instant,
+    first_answer: Option<Duration>,
+) -> Result<()> {
+    // Everything that needs no store comes first: a wrong file is refused whatever the store does.
+    let source = Source::open(path)?;
+    let archive = WalArchive::open(config, source.system_identifier, memory, Patience::Until(margin(deadline)))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::new(Kind::Unavailable, "could not start the runtime").caused_by(error))?;
+    let result = runtime.block_on(async {
+        if let Some(limit) = first_answer {
+            let hasty = archive.with_patience(Patience::Until(Instant::now()));
+            let alive = tokio::time::timeout(limit, hasty.identity()).await;
+            let _ = alive.unwrap_or_else(|_| {
+                Err(Error::new(
+                    Kind::Unavailable,
+                    format!("the repository did not answer within {} s", limit.as_secs()),
+                ))
+            })?;
+        }
+        let encoded = source.encode(config.compression_level.level())?;
+        archive.prepare_to_write(source.segment_size, source.pg_major).await?;
+        archive.keep(source.name, &encoded, &source.left_timelines()).await
+    });
+    // A request that hangs must not keep the process.
+    runtime.shutdown_background();
+    result.map(drop)
+}
+
+/// The attempts end a moment before the caller does, so that the reason can still be told.
+fn margin(deadline: Instant) -> Instant {
+    deadline.checked_sub(Duration::from_millis(500)).unwrap_or(deadline)
+}

@@ -1,0 +1,210 @@
+//! The file PostgreSQL wants archived: opened once, and seen to be what its name says before anything is stored.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read as _, Seek as _};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use walkeep_common::cli::host_name;
+use walkeep_common::error::{Error, IoContext as _, Kind, Result};
+use walkeep_common::lsn::Lsn;
+use walkeep_common::postgres::control::ControlFile;
+use walkeep_common::wal::header::{LONG_HEADER_BYTES, SegmentHeader};
+use walkeep_common::wal::history::TimelineHistory;
+use walkeep_common::wal::name::WalFileName;
+use walkeep_common::wal::segment::SegmentSize;
+use walkeep_common::wal_archive::LeftTimelines;
+use walkeep_common::wal_object::encode::{Description, Encoded, encode};
+
+/// Histories and backup history files are a few lines of text.
+const TEXT_LIMIT: u64 = 1024 * 1024;
+
+/// A WAL file that is what its name says.
+#[derive(Debug)]
+pub(crate) struct Source {
+    pub(crate) name: WalFileName,
+    pub(crate) system_identifier: u64,
+    pub(crate) segment_size: Option<SegmentSize>,
+    pub(crate) pg_major: Option<u32>,
+    path: PathBuf,
+    file: File,
+    before: Stamp,
+    start_lsn: Option<Lsn>,
+}
+
+/// What changes when a file is written or another takes its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    inode: u64,
+    size: u64,
+    modified: Timestamp,
+}
+
+impl Source {
+    /// Opens and checks the file at `path`, which is relative to the working directory as PostgreSQL means it.
+    ///
+    /// # Errors
+    /// `Invalid` if it is not a WAL file of this cluster; `Unavailable` on I/O errors.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let name: WalFileName = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .ok_or_else(|| Error::new(Kind::Invalid, format!("\"{}\" does not name a file", path.display())))?
+            .parse()
+            .map_err(|error| Error::new(Kind::Invalid, "will not archive this file").caused_by(error))?;
+        let file = File::open(path).map_err(|error| unreadable("open WAL file", path, error))?;
+        let before = Stamp::of(&file, path)?;
+        let mut source = Self {
+            name,
+            system_identifier: 0,
+            segment_size: None,
+            pg_major: None,
+            path: path.to_owned(),
+            file,
+            before,
+            start_lsn: None,
+        };
+        let control = control_file(path);
+        match name {
+            WalFileName::Segment(_) | WalFileName::Partial(_) => source.check_segment(control.as_ref())?,
+            WalFileName::History(_) | WalFileName::Backup { .. } => source.check_text(control.as_ref())?,
+        }
+        Ok(source)
+    }
+
+    fn check_segment(&mut self, control: Option<&ControlFile>) -> Result<()> {
+        let invalid = |problem: String| {
+            Error::new(Kind::Invalid, format!("will not archive \"{}\": {problem}", self.path.display()))
+        };
+        let mut first = Vec::with_capacity(LONG_HEADER_BYTES);
+        let start = (&self.file).take(LONG_HEADER_BYTES as u64).read_to_end(&mut first);
+        let _ = start.map_err(|error| unreadable("read WAL file", &self.path, error))?;
+        let header = SegmentHeader::parse(&first).map_err(|error| invalid(error.to_string()))?;
+        let segment = self.name.segment().ok_or_else(|| invalid("it has no position".to_owned()))?;
+        header.check_name(segment).map_err(|error| invalid(error.to_string()))?;
+        let whole = header.segment_size.bytes();
+        let partial = matches!(self.name, WalFileName::Partial(_));
+        if self.before.size != whole && !(partial && self.before.size < whole) {
+            return Err(invalid(format!("it is {} bytes long, a whole segment has {whole}", self.before.size)));
+        }
+        if let Some(control) = control.filter(|control| control.system_identifier != header.system_identifier) {
+            return Err(invalid(format!(
+                "it belongs to the cluster with system identifier {}, this data directory to {}",
+                header.system_identifier, control.system_identifier
+            ))
+            .hint(
+                "A segment was copied here from another cluster; remove it from pg_wal together with its .ready file.",
+            ));
+        }
+        if header.pg_major.is_none() {
+            tracing::warn!(
+                "WAL file \"{}\" has the unknown page magic {:04X}: it is archived, but this version of Walkeep does \
+                 not know its PostgreSQL",
+                self.name,
+                header.magic
+            );
+        }
+        self.system_identifier = header.system_identifier;
+        self.segment_size = Some(header.segment_size);
+        self.pg_major = header.pg_major;
+        self.start_lsn = segment.start(header.segment_size);
+        Ok(())
+    }
+
+    fn check_text(&mut self, control: Option<&ControlFile>) -> Result<()> {
+        let shown = self.path.display();
+        let invalid = |problem: String| Error::new(Kind::Invalid, format!("will not archive \"{shown}\": {problem}"));
+        let Some(control) = control else {
+            return Err(invalid(
+                "it does not say which cluster it belongs to, and global/pg_control cannot be read".into(),
+            )
+            .hint("Run archive-push in the data directory, as PostgreSQL does, or give the file's absolute path."));
+        };
+        if self.before.size == 0 || self.before.size > TEXT_LIMIT {
+            return Err(invalid(format!("it is {} bytes long", self.before.size)));
+        }
+        let mut text = Vec::new();
+        let _ = (&self.file)
+            .take(TEXT_LIMIT)
+            .read_to_end(&mut text)
+            .map_err(|error| unreadable("read WAL file", &self.path, error))?;
+        if let WalFileName::History(timeline) = self.name {
+            let _ = TimelineHistory::parse(timeline, &String::from_utf8_lossy(&text))
+                .map_err(|error| invalid(error.to_string()))?;
+        }
+        self.system_identifier = control.system_identifier;
+        self.segment_size = control.segment_size;
+        Ok(())
+    }
+
+    /// Compresses the file, and sees afterwards that it was the same file all the while: PostgreSQL renames and
+    /// overwrites segments to use them again.
+    ///
+    /// # Errors
+    /// `Invalid` if it changed; `Unavailable` on I/O errors.
+    pub(crate) fn encode(&self, level: i32) -> Result<Encoded> {
+        (&self.file).rewind().context("read WAL file", &self.path)?;
+        let is_segment = self.start_lsn.is_some();
+        let description = Description {
+            name: self.name.to_string(),
+            system_identifier: self.system_identifier,
+            timeline: self.name.timeline(),
+            start_lsn: self.start_lsn,
+            pg_major: self.pg_major,
+            segment_size: self.segment_size.filter(|_| is_segment),
+            modified: self.before.modified,
+            archived: Timestamp::now(),
+            host: host_name(),
+        };
+        let encoded = encode(&self.file, self.before.size, level, description)?;
+        if Stamp::of(&self.file, &self.path)? != self.before {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!("WAL file \"{}\" changed while it was read", self.path.display()),
+            ));
+        }
+        Ok(encoded)
+    }
+
+    /// The histories beside the file: what this server knows about the timelines it has left.
+    pub(crate) fn left_timelines(&self) -> LeftTimelines {
+        let directory = self.path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let histories = std::fs::read_dir(directory).into_iter().flatten().flatten().filter_map(|entry| {
+            let Ok(WalFileName::History(timeline)) = entry.file_name().to_str()?.parse() else { return None };
+            let text = std::fs::read_to_string(entry.path()).ok()?;
+            TimelineHistory::parse(timeline, &text).ok()
+        });
+        LeftTimelines::new(histories.collect())
+    }
+}
+
+impl Stamp {
+    fn of(file: &File, path: &Path) -> Result<Self> {
+        use std::os::unix::fs::MetadataExt as _;
+        let metadata = file.metadata().map_err(|error| unreadable("examine WAL file", path, error))?;
+        if !metadata.is_file() {
+            return Err(Error::new(Kind::Invalid, format!("\"{}\" is not a regular file", path.display())));
+        }
+        let nanoseconds = i32::try_from(metadata.mtime_nsec()).unwrap_or(0);
+        let modified = Timestamp::new(metadata.mtime(), nanoseconds).unwrap_or(Timestamp::UNIX_EPOCH);
+        Ok(Self { inode: metadata.ino(), size: metadata.size(), modified })
+    }
+}
+
+/// The control file of the cluster: PostgreSQL's working directory is its data directory; Patroni and people give an
+/// absolute path instead.
+fn control_file(path: &Path) -> Option<ControlFile> {
+    let beside = path.parent().map(|directory| directory.join(".."));
+    [Some(PathBuf::from(".")), beside].into_iter().flatten().find_map(|directory| ControlFile::read(&directory).ok())
+}
+
+/// A file that is not there, or closed to us, is not a WAL file we could archive later.
+fn unreadable(action: &str, path: &Path, error: std::io::Error) -> Error {
+    let kind = match error.kind() {
+        ErrorKind::NotFound | ErrorKind::PermissionDenied | ErrorKind::IsADirectory | ErrorKind::NotADirectory => {
+            Kind::Invalid
+        }
+        _ => Kind::Unavailable,
+    };
+    Error::io(action, path, error).with_kind(kind)
+}

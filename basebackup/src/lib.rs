@@ -1,0 +1,12 @@
+//! Base backups of PostgreSQL: taken, listed, restored.
+//!
+//! Each command is a module of its own name; the rest is what they are made of:
+//!
+//! - [`session`]: the connection to the server and its backup mode.
+//! - [`files`]: the data directory: what belongs to a backup, pages and their checksums, PostgreSQL's manifest.
+//! - [`pack`]: the stored form: tar streams in seekable zstd, and the index of their members.
+//! - [`catalog`]: the backups in a repository.
+//! - [`output`]: text and JSON on standard output.
+
+pub mod catalog;
+pub mod output;

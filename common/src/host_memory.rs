@@ -1,0 +1,134 @@
+//! What this host remembers across calls, in the spool. Losing it costs requests, never correctness.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::Mode;
+
+use crate::config::Config;
+
+/// Small facts in files: what was found out about stores, and when.
+#[derive(Debug, Clone)]
+pub struct HostMemory {
+    directory: Option<PathBuf>,
+    problem: Option<String>,
+}
+
+impl HostMemory {
+    /// Opens the memory in the spool, which is created where it is missing. Without packages nobody may write to the
+    /// default place: then a directory of the user's own is taken.
+    pub fn open(config: &Config) -> Self {
+        let spool = &config.spool_directory;
+        let mut problem = match prepare(spool) {
+            Ok(()) => return Self { directory: Some(spool.clone()), problem: None },
+            Err(error) => format!("cannot use spool directory \"{}\": {error}", spool.display()),
+        };
+        let is_default = *spool == Path::new(crate::config::DEFAULT_SPOOL_DIRECTORY) && !spool.exists();
+        if let Some(own) = own_directory().filter(|_| is_default) {
+            match prepare(&own) {
+                Ok(()) => return Self { directory: Some(own), problem: None },
+                Err(error) => problem = format!("{problem}; nor \"{}\": {error}", own.display()),
+            }
+        }
+        Self { directory: None, problem: Some(problem) }
+    }
+
+    /// Why nothing can be remembered, if so.
+    pub fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
+    }
+
+    /// What is remembered about `subject`.
+    pub fn recall(&self, fact: &str, subject: &str) -> Option<String> {
+        fs::read_to_string(self.path(fact, subject)?).ok()
+    }
+
+    /// How long ago the fact was noted.
+    pub fn age(&self, fact: &str, subject: &str) -> Option<Duration> {
+        let modified = fs::metadata(self.path(fact, subject)?).ok()?.modified().ok()?;
+        // A time in the future is a clock that was set back: nothing is known then.
+        SystemTime::now().duration_since(modified).ok()
+    }
+
+    /// Notes a fact about `subject`. A failure only means that it will not be remembered.
+    pub fn note(&self, fact: &str, subject: &str, value: &str) {
+        let Some(path) = self.path(fact, subject) else { return };
+        let staged = path.with_extension(std::process::id().to_string());
+        let written = fs::write(&staged, value).and_then(|()| fs::rename(&staged, &path));
+        if let Err(error) = written {
+            tracing::debug!(path = %path.display(), %error, "could not remember");
+            let _ = fs::remove_file(&staged);
+        }
+    }
+
+    /// Forgets a fact about `subject`.
+    pub fn forget(&self, fact: &str, subject: &str) {
+        if let Some(path) = self.path(fact, subject) {
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    fn path(&self, fact: &str, subject: &str) -> Option<PathBuf> {
+        let digest = blake3::hash(subject.as_bytes()).to_hex();
+        let directory = self.directory.as_ref()?;
+        Some(directory.join(format!("{fact}-{}", digest.get(..16).unwrap_or_default())))
+    }
+}
+
+/// `$XDG_STATE_HOME/walkeep`, else below the home directory, where the user has one.
+fn own_directory() -> Option<PathBuf> {
+    let directory = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let state = directory("XDG_STATE_HOME").or_else(|| Some(directory("HOME")?.join(".local/state")))?;
+    Some(state.join("walkeep"))
+}
+
+fn prepare(directory: &Path) -> io::Result<()> {
+    match fs::metadata(directory) {
+        Ok(metadata) if metadata.is_dir() => {}
+        Ok(_) => return Err(io::ErrorKind::NotADirectory.into()),
+        Err(_) => fs::DirBuilder::new().recursive(true).create(directory)?,
+    }
+    rustix::fs::access(directory, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)?;
+    // Whoever else may write here could make us believe that a store refuses to overwrite.
+    let mode = Mode::from_raw_mode(rustix::fs::stat(directory)?.st_mode);
+    if mode.contains(Mode::WOTH) { Err(io::Error::other("everyone may write to it")) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Flags;
+
+    fn memory(spool: &Path) -> HostMemory {
+        let flags = Flags { repository: Some("file:///r".into()), ..Flags::default() };
+        let spool = spool.display().to_string();
+        let config = Config::resolve(&flags, |name| (name == "WALKEEP_SPOOL_DIRECTORY").then(|| spool.clone()));
+        HostMemory::open(&config.unwrap())
+    }
+
+    #[test]
+    fn facts_are_remembered_until_forgotten() {
+        let directory = tempfile::tempdir().unwrap();
+        let memory = memory(&directory.path().join("a/b"));
+        assert_eq!(memory.recall("fact", "s3://one"), None);
+        memory.note("fact", "s3://one", "yes");
+        assert_eq!(memory.recall("fact", "s3://one").as_deref(), Some("yes"));
+        assert_eq!(memory.recall("fact", "s3://two"), None);
+        assert!(memory.age("fact", "s3://one").unwrap() < Duration::from_secs(60));
+        memory.forget("fact", "s3://one");
+        assert_eq!(memory.recall("fact", "s3://one"), None);
+    }
+
+    #[test]
+    fn an_unusable_spool_is_a_problem_to_mention_and_nothing_more() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        fs::write(&file, "").unwrap();
+        let memory = memory(&file);
+        assert!(memory.problem().unwrap().contains("file"));
+        memory.note("fact", "subject", "value");
+        assert_eq!(memory.recall("fact", "subject"), None);
+    }
+}

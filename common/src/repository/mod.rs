@@ -1,0 +1,5 @@
+//! What lies where in a repository, and the JSON objects in it. Pure: values to bytes and back.
+
+pub mod backup;
+pub mod identity;
+pub mod layout;

@@ -1,0 +1,107 @@
+//! The one place where anything is tried again: transient failures only, with growing and jittered pauses, until a
+//! limit of time.
+//!
+//! The pauses come from the `backoff` crate, whose types stay inside this module.
+
+use std::time::{Duration, Instant};
+
+use backoff::ExponentialBackoff;
+use backoff::backoff::Backoff as _;
+
+use crate::error::{Kind, Result};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+
+/// How long an operation may be tried again.
+#[derive(Debug, Clone, Copy)]
+pub enum Patience {
+    /// Until a moment that all operations of a run share.
+    Until(Instant),
+    /// For this long, counted anew for each operation.
+    For(Duration),
+}
+
+impl Patience {
+    /// The moment at which an operation that begins now is given up.
+    pub fn deadline(self) -> Instant {
+        match self {
+            Self::Until(deadline) => deadline,
+            Self::For(duration) => Instant::now() + duration,
+        }
+    }
+}
+
+/// Runs `attempt` until it succeeds, fails for good, or the time is up. Each attempt builds its request anew, with
+/// a fresh signature and credentials.
+///
+/// # Errors
+/// The last attempt's; only `Unavailable` is tried again.
+pub async fn retry<T, F>(patience: Patience, mut attempt: impl FnMut() -> F) -> Result<T>
+where
+    F: Future<Output = Result<T>>,
+{
+    let begun = Instant::now();
+    let deadline = patience.deadline();
+    let mut pauses = ExponentialBackoff {
+        initial_interval: FIRST_PAUSE,
+        current_interval: FIRST_PAUSE,
+        max_interval: LONGEST_PAUSE,
+        randomization_factor: 0.5,
+        multiplier: 2.0,
+        max_elapsed_time: None,
+        ..ExponentialBackoff::default()
+    };
+    let mut attempts = 1_u32;
+    loop {
+        let error = match attempt().await {
+            Err(error) if error.kind() == Kind::Unavailable => error,
+            result => return result,
+        };
+        let pause = pauses.next_backoff().unwrap_or(LONGEST_PAUSE);
+        if Instant::now() + pause >= deadline {
+            let tried = format!("gave up after {attempts} attempts in {:.1} s", begun.elapsed().as_secs_f64());
+            return Err(if attempts > 1 { error.context(tried) } else { error });
+        }
+        tracing::debug!(attempts, %error, "trying again");
+        tokio::time::sleep(pause).await;
+        attempts += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::error::Error;
+
+    fn run(patience: Patience, results: &[Result<u32, Kind>]) -> (Result<u32>, usize) {
+        let calls = Cell::new(0);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let result = runtime.block_on(retry(patience, || {
+            let result = results.get(calls.get()).copied().unwrap_or(Err(Kind::Unavailable));
+            calls.set(calls.get() + 1);
+            async move { result.map_err(|kind| Error::new(kind, "no")) }
+        }));
+        (result, calls.get())
+    }
+
+    #[test]
+    fn only_transient_failures_are_tried_again() {
+        let patience = Patience::For(Duration::from_secs(30));
+        assert_eq!(run(patience, &[Err(Kind::Unavailable), Ok(7)]).0.unwrap(), 7);
+        for kind in [Kind::Refused, Kind::Damaged, Kind::Conflict, Kind::NotFound] {
+            assert_eq!(run(patience, &[Err(kind), Ok(7)]).1, 1);
+        }
+    }
+
+    #[test]
+    fn the_time_limit_ends_it() {
+        let (result, calls) = run(Patience::Until(Instant::now() + Duration::from_millis(400)), &[]);
+        let error = result.unwrap_err();
+        assert_eq!(error.kind(), Kind::Unavailable);
+        assert!((2..6).contains(&calls), "{calls}");
+        assert!(error.to_string().contains("attempts"), "{error}");
+    }
+}

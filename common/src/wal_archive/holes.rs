@@ -1,0 +1,165 @@
+//! What a missing object means: the end of the archive, a hole in it, or that we look in the wrong place.
+//!
+//! PostgreSQL takes "not there" for the end of WAL and opens the database. So it is said only with evidence that this
+//! is the cluster's archive, and only when nothing shows that the file must have existed.
+
+use std::time::Duration;
+
+use super::WalArchive;
+use crate::error::{Error, Kind, Result};
+use crate::repository::layout::WalObject;
+use crate::store::Listed;
+use crate::wal::name::WalFileName;
+use crate::wal::segment::{SegmentName, SegmentSize, Timeline, segment_start};
+
+/// Parallel pushes land out of order: what looks like a hole may be closed a moment later.
+const SECOND_LOOK: Duration = Duration::from_secs(3);
+
+/// Why a file must have existed.
+struct Evidence(String);
+
+impl WalArchive {
+    /// Says what it means that `name` is missing, after looking again where it would be a hole.
+    ///
+    /// # Errors
+    /// `NotFound`: certainly not in the archive. `Hole`: it must have existed. `Refused`: nothing shows that this is the
+    /// cluster's archive. `Unavailable`. It never returns `Ok(())` unless the file appeared in the meantime.
+    pub async fn explain_missing(&self, name: WalFileName) -> Result<()> {
+        let Some(mut evidence) = self.evidence_of_hole(name).await? else {
+            return Err(Error::new(Kind::NotFound, format!("\"{name}\" is not in the archive")));
+        };
+        for _ in 0..2 {
+            tokio::time::sleep(SECOND_LOOK / 2).await;
+            if self.store.head(&self.layout.wal(name)).await?.is_some() {
+                return Ok(());
+            }
+            match self.evidence_of_hole(name).await? {
+                Some(found) => evidence = found,
+                None => return Err(Error::new(Kind::NotFound, format!("\"{name}\" is not in the archive"))),
+            }
+        }
+        Err(Error::new(Kind::Hole, format!("\"{name}\" is missing in the archive although {}", evidence.0)).hint(
+            "It may still be in pg_wal of the server that wrote it. To recover up to the hole: basebackup restore \
+             --until-hole.",
+        ))
+    }
+
+    async fn evidence_of_hole(&self, name: WalFileName) -> Result<Option<Evidence>> {
+        let identity = self.identity().await?;
+        let level = self.store.list_folder(&self.layout.wal_folder()).await?;
+        if identity.is_none() && level.folders.is_empty() && level.objects.is_empty() {
+            return Err(Error::new(
+                Kind::Refused,
+                format!(
+                    "nothing of the cluster with system identifier {} is in \"{}/{}\"",
+                    self.layout.system_identifier(),
+                    self.store.location(),
+                    self.layout.folder()
+                ),
+            )
+            .hint("Check \"repository\" and \"cluster\": this looks like the wrong place."));
+        }
+        match name {
+            WalFileName::Segment(segment) => {
+                let later = self.later_segment(segment, &level.folders).await?;
+                if let Some(later) = later {
+                    return Ok(Some(Evidence(format!("the later \"{later}\" is there"))));
+                }
+                // Without a size there was never a segment, so there is no history to speak of either.
+                let Some(size) = identity.and_then(|identity| identity.segment_size) else { return Ok(None) };
+                self.needed_by_descendant(segment, size, &level.objects).await
+            }
+            WalFileName::History(timeline) if timeline > Timeline(1) => {
+                self.later_timeline(timeline, &level.folders, &level.objects).await
+            }
+            // PostgreSQL asks for neither of the others.
+            _ => Ok(None),
+        }
+    }
+
+    /// A later whole segment of the same timeline.
+    async fn later_segment(&self, segment: SegmentName, folders: &[String]) -> Result<Option<SegmentName>> {
+        let timeline = format!("{:08X}", segment.timeline.0);
+        let own = format!("{timeline}{:08X}", segment.id);
+        let candidates = folders.iter().filter(|folder| folder.starts_with(&timeline) && **folder >= own);
+        for folder in candidates {
+            let level = self.store.list_folder(&self.layout.wal_folder().join(folder.as_str())).await?;
+            let later = segments(&level.objects).find(|&found| found.timeline == segment.timeline && found > segment);
+            if later.is_some() {
+                return Ok(later);
+            }
+        }
+        Ok(None)
+    }
+
+    /// A history that leaves this segment's timeline at or after its end, or inside it while the child's own copy of
+    /// the segment is missing too.
+    async fn needed_by_descendant(
+        &self,
+        segment: SegmentName,
+        size: SegmentSize,
+        objects: &[Listed],
+    ) -> Result<Option<Evidence>> {
+        let Some(number) = segment.number(size) else { return Ok(None) };
+        let (start, end) = (segment_start(number, size), segment_start(number + 1, size));
+        let children = histories(objects).filter(|&timeline| timeline > segment.timeline);
+        for timeline in children {
+            let Some(history) = self.history(timeline).await? else { continue };
+            let Some(left) = history.switch_point(segment.timeline) else { continue };
+            if left >= end {
+                return Ok(Some(Evidence(format!(
+                    "timeline {timeline} left timeline {} at {left}, behind it",
+                    segment.timeline
+                ))));
+            }
+            if left > start {
+                // The next timeline in line after ours begins with a copy of this segment.
+                let child = history.ancestors().iter().map(|ancestor| ancestor.timeline);
+                let child = child.chain([timeline]).find(|&next| next > segment.timeline).unwrap_or(timeline);
+                let copy = WalFileName::Segment(SegmentName { timeline: child, ..segment });
+                if self.store.head(&self.layout.wal(copy)).await?.is_none() {
+                    return Ok(Some(Evidence(format!(
+                        "timeline {child} begins inside it, and \"{copy}\" is missing too"
+                    ))));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Anything of this timeline or of a later one: then its history was written, and archived before.
+    async fn later_timeline(
+        &self,
+        timeline: Timeline,
+        folders: &[String],
+        objects: &[Listed],
+    ) -> Result<Option<Evidence>> {
+        if let Some(later) = histories(objects).find(|&found| found > timeline) {
+            return Ok(Some(Evidence(format!("the history of timeline {later} is there"))));
+        }
+        let first = format!("{:08X}", timeline.0);
+        for folder in folders.iter().filter(|folder| folder.len() == 16 && **folder >= first) {
+            // A folder of a local repository may be left over and empty.
+            let level = self.store.list_folder(&self.layout.wal_folder().join(folder.as_str())).await?;
+            let found = level.objects.iter().filter_map(|object| object.key.filename()).find_map(WalObject::parse);
+            if let Some(object) = found {
+                return Ok(Some(Evidence(format!("\"{}\" is there", object.name))));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn segments(objects: &[Listed]) -> impl Iterator<Item = SegmentName> {
+    objects.iter().filter_map(|object| match WalObject::parse(object.key.filename()?)? {
+        WalObject { name: WalFileName::Segment(name), kept_aside: None } => Some(name),
+        _ => None,
+    })
+}
+
+fn histories(objects: &[Listed]) -> impl Iterator<Item = Timeline> {
+    objects.iter().filter_map(|object| match WalObject::parse(object.key.filename()?)? {
+        WalObject { name: WalFileName::History(timeline), kept_aside: None } => Some(timeline),
+        _ => None,
+    })
+}

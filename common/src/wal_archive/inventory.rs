@@ -1,0 +1,260 @@
+//! What a listing of the archive holds, as timelines and runs of segments.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::lsn::Lsn;
+use crate::repository::layout::WalObject;
+use crate::store::Listed;
+use crate::wal::history::TimelineHistory;
+use crate::wal::name::WalFileName;
+use crate::wal::segment::{SegmentName, SegmentSize, Timeline, segment_start};
+
+use super::WalArchive;
+use crate::error::{Error, Kind, Result};
+
+/// A history is a line of text per ancestor.
+const HISTORY_LIMIT: u64 = 4 * 1024 * 1024;
+
+/// Every segment and every history in the archive.
+#[derive(Debug, Clone)]
+pub struct Inventory {
+    segment_size: SegmentSize,
+    segments: BTreeMap<Timeline, BTreeSet<u64>>,
+    histories: BTreeMap<Timeline, TimelineHistory>,
+    stored_size: u64,
+}
+
+/// Consecutive segments of one timeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// The first segment's number.
+    pub first: u64,
+    /// The last segment's number.
+    pub last: u64,
+}
+
+impl Inventory {
+    /// From a listing of everything below `wal/`, and the histories in it.
+    pub fn new(segment_size: SegmentSize, objects: &[Listed], histories: Vec<TimelineHistory>) -> Self {
+        let mut segments: BTreeMap<Timeline, BTreeSet<u64>> = BTreeMap::new();
+        for object in objects {
+            let parsed = object.key.filename().and_then(WalObject::parse);
+            let Some(WalObject { name: WalFileName::Segment(name), kept_aside: None }) = parsed else { continue };
+            if let Some(number) = name.number(segment_size) {
+                let _ = segments.entry(name.timeline).or_default().insert(number);
+            }
+        }
+        let histories = histories.into_iter().map(|history| (history.timeline(), history)).collect();
+        Self { segment_size, segments, histories, stored_size: objects.iter().map(|object| object.size).sum() }
+    }
+
+    /// The cluster's segment size.
+    pub fn segment_size(&self) -> SegmentSize {
+        self.segment_size
+    }
+
+    /// Stored bytes of everything listed.
+    pub fn stored_size(&self) -> u64 {
+        self.stored_size
+    }
+
+    /// Timelines with a segment or a history, ascending.
+    pub fn timelines(&self) -> BTreeSet<Timeline> {
+        self.segments.keys().chain(self.histories.keys()).copied().collect()
+    }
+
+    /// The newest timeline there is anything of.
+    pub fn newest_timeline(&self) -> Option<Timeline> {
+        self.timelines().last().copied()
+    }
+
+    /// Whether a segment is archived under exactly this name.
+    pub fn has(&self, name: SegmentName) -> bool {
+        name.number(self.segment_size)
+            .is_some_and(|number| self.segments.get(&name.timeline).is_some_and(|numbers| numbers.contains(&number)))
+    }
+
+    /// The runs of consecutive segments of a timeline, ascending.
+    pub fn runs(&self, timeline: Timeline) -> Vec<Run> {
+        let mut runs: Vec<Run> = Vec::new();
+        for &number in self.segments.get(&timeline).into_iter().flatten() {
+            match runs.last_mut() {
+                Some(run) if run.last + 1 == number => run.last = number,
+                _ => runs.push(Run { first: number, last: number }),
+            }
+        }
+        runs
+    }
+
+    /// The archived history of a timeline; of timeline 1, or of one without a history, the empty one.
+    pub fn history(&self, timeline: Timeline) -> TimelineHistory {
+        self.histories.get(&timeline).cloned().unwrap_or_else(|| TimelineHistory::without_ancestors(timeline))
+    }
+
+    /// Whether the history that recovery to this timeline reads is archived: timeline 1 has none.
+    pub fn has_history(&self, timeline: Timeline) -> bool {
+        timeline == Timeline(1) || self.histories.contains_key(&timeline)
+    }
+
+    /// The segment under which recovery along `history` finds number `number`, if it is archived: it is looked for on
+    /// the newest timeline first, then on its ancestors, as far back as each began before it
+    /// (`XLogFileReadAnyTLI`, src/backend/access/transam/xlogrecovery.c).
+    pub fn find(&self, history: &TimelineHistory, number: u64) -> Option<SegmentName> {
+        let wanted = history.segment_name(number, self.segment_size);
+        self.has(wanted).then_some(wanted)
+    }
+
+    /// Walks along `history` from segment `first` as far as every segment is archived.
+    pub fn reach(&self, history: &TimelineHistory, first: u64) -> Reach {
+        let mut number = first;
+        while self.find(history, number).is_some() {
+            number += 1;
+        }
+        let beyond = self
+            .segments
+            .iter()
+            .filter(|(timeline, _)| **timeline == history.timeline() || history.switch_point(**timeline).is_some())
+            .filter_map(|(_, numbers)| numbers.last())
+            .any(|&last| last > number);
+        // The segment in which the timeline was left may be missing on the parent; only what the history needs counts.
+        let missing = history.segment_name(number, self.segment_size);
+        let left_later =
+            history.ancestors().iter().any(|ancestor| ancestor.switch_point > segment_start(number, self.segment_size));
+        let hole = (beyond && self.later_needed(history, number)) || left_later;
+        Reach { end: number, missing, hole }
+    }
+
+    /// Whether a segment after `number` that lies on the history is archived.
+    fn later_needed(&self, history: &TimelineHistory, number: u64) -> bool {
+        self.segments
+            .iter()
+            .any(|(_, numbers)| numbers.range(number + 1..).any(|&later| self.find(history, later).is_some()))
+    }
+}
+
+/// How far an unbroken row of segments goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reach {
+    /// The number of the first segment that is not archived.
+    pub end: u64,
+    /// Its name.
+    pub missing: SegmentName,
+    /// Whether WAL after it is archived, or must have existed.
+    pub hole: bool,
+}
+
+impl Reach {
+    /// The position up to which WAL is there.
+    pub fn end_lsn(&self, size: SegmentSize) -> Lsn {
+        segment_start(self.end, size)
+    }
+}
+
+impl WalArchive {
+    /// Lists the whole archive and reads its histories.
+    ///
+    /// # Errors
+    /// `Damaged` if a history cannot be used; `Refused`; `Unavailable`.
+    pub async fn inventory(&self, segment_size: SegmentSize) -> Result<Inventory> {
+        let objects = self.store.list(&self.layout.wal_folder()).await?;
+        let mut histories = Vec::new();
+        for object in &objects {
+            let parsed = object.key.filename().and_then(WalObject::parse);
+            if let Some(WalObject { name: WalFileName::History(timeline), kept_aside: None }) = parsed {
+                histories.extend(self.history(timeline).await?);
+            }
+        }
+        Ok(Inventory::new(segment_size, &objects, histories))
+    }
+
+    /// Fetches and reads a timeline's history; nothing if it is not archived.
+    ///
+    /// # Errors
+    /// `Damaged`, `Refused`, `Unavailable`.
+    pub async fn history(&self, timeline: Timeline) -> Result<Option<TimelineHistory>> {
+        let name = WalFileName::History(timeline);
+        let Some(fetched) = self.fetch(name, || Ok(Vec::new())).await? else { return Ok(None) };
+        if fetched.file.len() as u64 > HISTORY_LIMIT {
+            return Err(Error::new(Kind::Damaged, format!("timeline history \"{name}\" is impossibly large")));
+        }
+        let text = String::from_utf8_lossy(&fetched.file);
+        TimelineHistory::parse(timeline, &text)
+            .map(Some)
+            .map_err(|error| Error::new(Kind::Damaged, format!("could not use \"{name}\"")).caused_by(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inventory(names: &[&str], histories: &[(u32, &str)]) -> Inventory {
+        let objects: Vec<Listed> = names
+            .iter()
+            .map(|name| Listed {
+                key: format!("main/7/wal/x/{name}.zst").into(),
+                size: 1,
+                modified: jiff::Timestamp::UNIX_EPOCH,
+            })
+            .collect();
+        let histories =
+            histories.iter().map(|(timeline, text)| TimelineHistory::parse(Timeline(*timeline), text).unwrap());
+        Inventory::new(SegmentSize::try_from(1 << 24).unwrap(), &objects, histories.collect())
+    }
+
+    #[test]
+    fn the_end_of_the_archive_is_not_a_hole() {
+        let inventory = inventory(&["000000010000000000000001", "000000010000000000000002"], &[]);
+        let reach = inventory.reach(&inventory.history(Timeline(1)), 1);
+        assert_eq!((reach.end, reach.hole), (3, false));
+        assert_eq!(reach.missing.to_string(), "000000010000000000000003");
+    }
+
+    #[test]
+    fn a_missing_segment_before_later_ones_is_a_hole() {
+        let inventory = inventory(&["000000010000000000000001", "000000010000000000000003"], &[]);
+        let reach = inventory.reach(&inventory.history(Timeline(1)), 1);
+        assert_eq!((reach.end, reach.hole), (2, true));
+        assert_eq!(inventory.runs(Timeline(1)), [Run { first: 1, last: 1 }, Run { first: 3, last: 3 }]);
+    }
+
+    #[test]
+    fn a_missing_segment_just_before_a_fork_is_a_hole() {
+        // Timeline 2 begins inside segment 4; the parent's segment 3 is gone.
+        let names = ["000000010000000000000002", "000000020000000000000004", "000000020000000000000005"];
+        let inventory = inventory(&names, &[(2, "1\t0/4000028\tx\n")]);
+        let reach = inventory.reach(&inventory.history(Timeline(2)), 2);
+        assert_eq!((reach.missing.to_string().as_str(), reach.hole), ("000000010000000000000003", true));
+    }
+
+    #[test]
+    fn a_history_whose_timeline_has_no_segment_yet_still_needs_its_parents_whole() {
+        let inventory = inventory(&["000000010000000000000002"], &[(2, "1\t0/4000028\tx\n")]);
+        let reach = inventory.reach(&inventory.history(Timeline(2)), 2);
+        assert_eq!((reach.end, reach.hole), (3, true));
+    }
+
+    #[test]
+    fn what_lies_beyond_a_fork_on_the_abandoned_branch_is_no_hole_of_the_new_one() {
+        let names = [
+            "000000010000000000000003",
+            "000000010000000000000004",
+            "000000010000000000000009",
+            "000000020000000000000004",
+        ];
+        let inventory = inventory(&names, &[(2, "1\t0/4000028\tx\n")]);
+        let reach = inventory.reach(&inventory.history(Timeline(2)), 3);
+        assert_eq!((reach.end, reach.hole), (5, false));
+    }
+
+    #[test]
+    fn copies_kept_aside_fill_no_hole() {
+        let names = [
+            "000000010000000000000001",
+            "000000010000000000000002.fork.0123456789abcdef",
+            "000000010000000000000002.partial",
+        ];
+        let inventory = inventory(&names, &[]);
+        assert_eq!(inventory.reach(&inventory.history(Timeline(1)), 1).end, 2);
+    }
+}

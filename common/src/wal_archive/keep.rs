@@ -1,0 +1,131 @@
+//! Storing a WAL file once: equal is fine, different is never overwritten.
+
+use object_store::PutPayload;
+use object_store::path::Path;
+
+use super::WalArchive;
+use crate::error::{Error, Kind, Result};
+use crate::lsn::Lsn;
+use crate::store::Created;
+use crate::wal::history::TimelineHistory;
+use crate::wal::name::WalFileName;
+use crate::wal::segment::{SegmentSize, segment_start};
+use crate::wal_object::encode::Encoded;
+use crate::wal_object::header::{Header, MAX_BYTES};
+
+/// How often a put is repeated when the store says "exists" and shows nothing.
+const PHANTOMS: u32 = 4;
+
+/// What became of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// It was stored.
+    New,
+    /// The same contents were stored already.
+    AlreadyThere,
+    /// Other contents have its name, so it was stored beside them; it will not answer a request.
+    Aside,
+}
+
+/// The timelines that histories in this server's `pg_wal` have left, and where.
+#[derive(Debug, Clone, Default)]
+pub struct LeftTimelines(Vec<TimelineHistory>);
+
+impl LeftTimelines {
+    /// From the histories found in `pg_wal`.
+    pub fn new(histories: Vec<TimelineHistory>) -> Self {
+        Self(histories)
+    }
+
+    /// Whether the segment contains or follows the point at which its timeline was left.
+    fn have_left(&self, name: WalFileName, size: Option<SegmentSize>) -> Option<Lsn> {
+        let WalFileName::Segment(segment) = name else { return None };
+        let size = size?;
+        let end = segment_start(segment.number(size)? + 1, size);
+        self.0.iter().filter_map(|history| history.switch_point(segment.timeline)).find(|&left| end > left)
+    }
+}
+
+/// What lies under a key.
+enum Found {
+    Nothing,
+    Same,
+    Other(Box<Header>),
+}
+
+impl WalArchive {
+    /// Stores a WAL file, durably, unless the same contents are stored already.
+    ///
+    /// [`WalArchive::prepare_to_write`] comes first.
+    ///
+    /// # Errors
+    /// `Conflict` if other contents have the name; `Damaged` if what has the name cannot be read; `Refused`;
+    /// `Unavailable`.
+    pub async fn keep(&self, name: WalFileName, file: &Encoded, left: &LeftTimelines) -> Result<Kept> {
+        let key = self.layout.wal(name);
+        let other = match self.keep_under(&key, file).await? {
+            Ok(kept) => return Ok(kept),
+            Err(other) => other,
+        };
+        let aside = match name {
+            WalFileName::Partial(_) => Some(self.layout.wal_second_partial(name, &file.header.blake3)),
+            _ => left.have_left(name, file.header.segment_size).map(|left| {
+                tracing::warn!(
+                    "WAL segment \"{name}\" belongs to a branch that was left at {left} and differs from the one in \
+                     the archive; it is kept aside and not used for recovery"
+                );
+                self.layout.wal_fork(name, &file.header.blake3)
+            }),
+        };
+        let Some(aside) = aside else { return Err(self.conflict(&key, name, file, &other).await) };
+        match self.keep_under(&aside, file).await? {
+            Ok(_) => Ok(Kept::Aside),
+            Err(other) => Err(self.conflict(&aside, name, file, &other).await),
+        }
+    }
+
+    async fn keep_under(&self, key: &Path, file: &Encoded) -> Result<Result<Kept, Box<Header>>> {
+        for _ in 0..PHANTOMS {
+            let payload = PutPayload::from_iter([file.header_bytes.clone(), file.frames.clone()]);
+            if self.store.create(key, payload).await? == Created::New {
+                return Ok(Ok(Kept::New));
+            }
+            // "Exists" proves nothing yet: it may be our own first try, or a conflict that stored nothing.
+            match self.look_at(key, file).await? {
+                Found::Same => {
+                    self.store.make_durable(key)?;
+                    return Ok(Ok(Kept::AlreadyThere));
+                }
+                Found::Other(header) => return Ok(Err(header)),
+                Found::Nothing => {}
+            }
+        }
+        Err(Error::new(
+            Kind::Unavailable,
+            format!("the store says that object \"{}\" exists, but shows none", self.store.url_of(key)),
+        ))
+    }
+
+    async fn look_at(&self, key: &Path, file: &Encoded) -> Result<Found> {
+        let Some((start, size)) = self.store.read_range(key, 0..MAX_BYTES).await? else { return Ok(Found::Nothing) };
+        let damaged = |problem: String| {
+            Error::new(
+                Kind::Damaged,
+                format!("the archive holds a damaged copy of \"{}\": {problem}", file.header.name),
+            )
+            .hint(format!(
+                "Move the object \"{}\" away; the next attempt stores the file anew.",
+                self.store.url_of(key)
+            ))
+        };
+        let (header, length) = Header::parse(&start).map_err(|error| damaged(error.to_string()))?;
+        if header.object_size(length) != size {
+            return Err(damaged(format!("it has {size} bytes instead of {}", header.object_size(length))));
+        }
+        let same = header.blake3 == file.header.blake3
+            && header.name == file.header.name
+            && header.size == file.header.size
+            && header.system_identifier == file.header.system_identifier;
+        Ok(if same { Found::Same } else { Found::Other(Box::new(header)) })
+    }
+}
