@@ -21,9 +21,9 @@ pub enum Format {
 /// `Unavailable` if standard output cannot be written to.
 pub fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|error| {
-        Error::new(Kind::Unavailable, "could not write to standard output").caused_by(error)
-    })
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(|error| Error::new(Kind::Unavailable, "could not write to standard output").caused_by(error))
 }
 
 /// Prints a value as JSON.

@@ -10,7 +10,7 @@ use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 use tokio::runtime::Runtime;
 
-use crate::ceph::{self, Ceph, Credentials};
+use crate::ceph::{self, Credentials};
 use crate::emulator::{Azurite, S3rver};
 use crate::proxy::Proxy;
 use crate::scratch::Scratch;
@@ -56,14 +56,13 @@ impl Repository {
         Self::s3(&ceph.endpoint, &ceph.create_bucket_with_object_lock(), &ceph.owner)
     }
 
-    /// A new bucket of Ceph's, reached by TLS with a certificate of Ceph's own authority.
-    ///
-    /// The programs get that authority through `SSL_CERT_FILE` alone.
+    /// A new bucket of Ceph's, reached by TLS with a certificate of Ceph's own authority, which the configuration
+    /// names.
     pub fn ceph_with_tls() -> Self {
-        let ceph: &Ceph = ceph::shared();
-        let mut repository = Self::s3(&ceph.endpoint, &ceph.create_bucket(), &ceph.owner);
+        let ceph = ceph::shared();
+        let mut repository = Self::ceph();
         repository.set_endpoint(&ceph.tls_endpoint);
-        repository.environment.push(("SSL_CERT_FILE".to_owned(), ceph.ca.display().to_string()));
+        repository.configure_s3(&format!("ca_file = {:?}", ceph.ca.display().to_string()));
         repository
     }
 
@@ -118,6 +117,8 @@ impl Repository {
     ) -> Self {
         let configuration = scratch.path().join("walkeep.toml").display().to_string();
         environment.push(("WALKEEP_CONFIG".to_owned(), configuration));
+        let [run, spool] = ["run", "spool"].map(|name| scratch.create_private(name));
+        let settings = format!("run_directory = {run:?}\nspool_directory = {spool:?}\n{settings}");
         let repository = Self { url, objects, settings, environment, scratch };
         repository.write_configuration();
         repository
@@ -133,6 +134,11 @@ impl Repository {
         self.scratch.path().join("walkeep.toml")
     }
 
+    /// The directory where the programs remember what they know about the repository.
+    pub fn spool(&self) -> PathBuf {
+        self.scratch.path().join("spool")
+    }
+
     /// A directory beside it, for whatever a test wants to keep there.
     pub fn scratch(&self) -> &Scratch {
         &self.scratch
@@ -146,6 +152,12 @@ impl Repository {
     /// Adds top-level lines to the configuration (`timeout = 5`).
     pub fn configure(&mut self, lines: &str) {
         self.settings = format!("{lines}\n{}", self.settings);
+        self.write_configuration();
+    }
+
+    /// Adds lines to the configuration's section `[s3]`.
+    pub fn configure_s3(&mut self, lines: &str) {
+        self.settings = format!("{}{lines}\n", self.settings);
         self.write_configuration();
     }
 
