@@ -41,7 +41,7 @@ impl Repository {
         let scratch = Scratch::new("repo");
         let directory = scratch.create_private("repository");
         let url = format!("file://{}", directory.display());
-        Self::new(scratch, url, Objects::Directory(directory), String::new(), Vec::new())
+        Self::new(scratch, url, Objects::Directory(directory), "", Vec::new())
     }
 
     /// A new bucket of Ceph's.
@@ -89,7 +89,7 @@ impl Repository {
             .build();
         let objects = Objects::bucket(Arc::new(store.expect("an Azure client")));
         let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-        Self::new(Scratch::new("repo"), format!("az://{container}/test"), objects, String::new(), environment)
+        Self::new(Scratch::new("repo"), format!("az://{container}/test"), objects, "", environment)
     }
 
     fn s3(endpoint: &str, bucket: &str, credentials: &Credentials) -> Self {
@@ -103,7 +103,7 @@ impl Repository {
             .build();
         let objects = Objects::bucket(Arc::new(store.expect("an S3 client")));
         let mut repository =
-            Self::new(Scratch::new("repo"), format!("s3://{bucket}/test"), objects, s3_settings(endpoint), Vec::new());
+            Self::new(Scratch::new("repo"), format!("s3://{bucket}/test"), objects, &s3_settings(endpoint), Vec::new());
         repository.set_credentials(credentials);
         repository
     }
@@ -112,12 +112,12 @@ impl Repository {
         scratch: Scratch,
         url: String,
         objects: Objects,
-        settings: String,
+        settings: &str,
         mut environment: Vec<(String, String)>,
     ) -> Self {
         let configuration = scratch.path().join("walkeep.toml").display().to_string();
         environment.push(("WALKEEP_CONFIG".to_owned(), configuration));
-        let [run, spool] = ["run", "spool"].map(|name| scratch.create_private(name));
+        let [run, spool] = ["run", "spool"].map(|name| scratch.create_private(name).display().to_string());
         let settings = format!("run_directory = {run:?}\nspool_directory = {spool:?}\n{settings}");
         let repository = Self { url, objects, settings, environment, scratch };
         repository.write_configuration();
