@@ -1,0 +1,3 @@
+//! Takes, lists and restores base backups of PostgreSQL.
+
+pub mod files;
