@@ -11,7 +11,7 @@ const EXAMPLE: &str = "\
 Examples:
   basebackup take
   basebackup list
-  basebackup restore latest -D /var/lib/postgresql/15/restored --target-time '2026-11-22 10:15:00+01'
+  basebackup restore latest -D /srv/restored --target-time '2026-11-22 10:15:00+01'
 
 Exit codes: 0 done, 1 failed, 2 usage or configuration";
 

@@ -23,7 +23,7 @@ pub struct TakeArgs {
     #[arg(short = 'U', long, value_name = "NAME")]
     pub username: Option<String>,
     /// Whether the checkpoint at the start is done at once or spread over time
-    #[arg(short = 'c', long, value_name = "fast|spread", default_value = "fast")]
+    #[arg(short = 'c', long, value_name = "fast|spread", default_value = "fast", hide_possible_values = true)]
     pub checkpoint: Checkpoint,
     /// Label of the backup
     #[arg(short = 'l', long, value_name = "LABEL", default_value = "walkeep base backup")]
@@ -35,7 +35,7 @@ pub struct TakeArgs {
     #[arg(long, value_name = "ALGORITHM", default_value = "CRC32C", value_parser = algorithm)]
     pub manifest_checksums: ChecksumAlgorithm,
     /// What pages with a wrong checksum mean
-    #[arg(long, value_name = "warn|error", default_value = "warn")]
+    #[arg(long, value_name = "warn|error", default_value = "warn", hide_possible_values = true)]
     pub checksum_failures: ChecksumFailures,
     /// How long to wait for the WAL to be archived, such as 30min
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = walkeep_common::config::parse_duration)]
@@ -47,7 +47,7 @@ pub struct TakeArgs {
     #[arg(long)]
     pub allow_root: bool,
     /// Form of the output
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    #[arg(long, value_name = "text|json", default_value = "text", hide_possible_values = true)]
     pub format: Format,
     /// Print this help
     #[arg(long, action = clap::ArgAction::Help)]

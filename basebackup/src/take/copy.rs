@@ -71,7 +71,9 @@ pub(super) async fn copy(
     let at_once = (jobs / 4).max(2);
     let stored = stream::iter(plans).map(|plan| {
         let (scan, reading, meter) = (Arc::clone(&scan), reading.clone(), Arc::clone(meter));
-        async move { store_pack(pipeline, plan.number, plan.bytes, move |out| plan.write(&scan, &reading, &meter, out)).await }
+        async move {
+            store_pack(pipeline, plan.number, plan.bytes, move |out| plan.write(&scan, &reading, &meter, out)).await
+        }
     });
     stored.buffered(at_once).try_collect().await
 }
@@ -95,7 +97,8 @@ pub(super) async fn store_pack(
     });
     let mut contents = None;
     let whole = async {
-        let written = outcome.await.map_err(|_| Error::new(Kind::Internal, "a reading thread ended before its work"))?;
+        let written =
+            outcome.await.map_err(|_| Error::new(Kind::Internal, "a reading thread ended before its work"))?;
         contents = Some(written?);
         Ok(())
     };
@@ -177,12 +180,7 @@ pub(super) struct PackBuilder<'o> {
 
 impl<'o> PackBuilder<'o> {
     pub(super) fn new(number: u32, out: &'o mut Output) -> Self {
-        Self {
-            writer: PackWriter::new(number),
-            out,
-            contents: PackContents::default(),
-            owners: HashMap::new(),
-        }
+        Self { writer: PackWriter::new(number), out, contents: PackContents::default(), owners: HashMap::new() }
     }
 
     fn directory(&mut self, path: &Path, attributes: Attributes) -> Result<()> {

@@ -22,7 +22,7 @@ use walkeep_common::config::Config;
 use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::host_memory::HostMemory;
 use walkeep_common::postgres::control::{self, ControlFile};
-use walkeep_common::repository::backup::{BadPage, Backup, Begin, Owner, Tablespace};
+use walkeep_common::repository::backup::{Backup, BadPage, Begin, Owner, Tablespace};
 use walkeep_common::repository::layout::BackupId;
 use walkeep_common::retry::Patience;
 use walkeep_common::store::Created;
@@ -74,7 +74,8 @@ pub async fn take(args: &TakeArgs, config: &Config, reporter: Reporter) -> Resul
 /// Waits for Ctrl-C or SIGTERM. Leaving closes the connection, which ends PostgreSQL's backup mode.
 async fn interrupted() -> Error {
     use tokio::signal::unix::{SignalKind, signal};
-    let error = || Error::new(Kind::Unavailable, "interrupted").hint("The server has left backup mode; nothing was kept.");
+    let error =
+        || Error::new(Kind::Unavailable, "interrupted").hint("The server has left backup mode; nothing was kept.");
     match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
         (Ok(mut interrupt), Ok(mut terminate)) => {
             tokio::select! { _ = interrupt.recv() => error(), _ = terminate.recv() => error() }
