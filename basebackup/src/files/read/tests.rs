@@ -1,6 +1,6 @@
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
-use rustix::fs::{FileType, mknodat};
+use rustix::fs::mknodat;
 use tempfile::TempDir;
 use walkeep_common::lsn::Lsn;
 
