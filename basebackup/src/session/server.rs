@@ -77,6 +77,10 @@ pub struct Settings {
     pub segment_size: SegmentSize,
     /// `block_size` in bytes.
     pub block_size: u32,
+    /// `segment_size`: blocks in one file of a relation.
+    pub relation_segment_blocks: u32,
+    /// `stats_temp_directory`, which has none of it to keep; gone since 15.
+    pub stats_temp_directory: Option<PathBuf>,
     /// Names of settings changed in the configuration that wait for a restart.
     pub pending_restart: Vec<String>,
 }
@@ -142,7 +146,8 @@ const SETTINGS_SQL: &str = r"
     SELECT name, decode(replace(setting, E'\\', E'\\\\'), 'escape') AS setting, pending_restart
     FROM pg_settings
     WHERE name IN ('data_directory', 'config_file', 'hba_file', 'ident_file', 'archive_mode', 'archive_command',
-        'archive_library', 'wal_level', 'data_checksums', 'wal_segment_size', 'block_size')";
+        'archive_library', 'wal_level', 'data_checksums', 'wal_segment_size', 'block_size', 'segment_size',
+        'stats_temp_directory')";
 
 const TABLESPACES_SQL: &str = r"
     SELECT oid, spcname::text AS name,
@@ -267,6 +272,8 @@ fn settings_of(rows: &[Row]) -> Result<Settings, UnexpectedAnswer> {
             SegmentSize::try_from(text.parse::<u64>().ok()?).ok()
         })?,
         block_size: parse("block_size", &text("block_size"), |text| text.parse().ok())?,
+        relation_segment_blocks: parse("segment_size", &text("segment_size"), |text| text.parse().ok())?,
+        stats_temp_directory: path("stats_temp_directory"),
         pending_restart,
     })
 }

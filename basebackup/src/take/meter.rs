@@ -30,7 +30,7 @@ impl Meter {
     }
 
     /// Reports until it is dropped.
-    pub(super) async fn report(&self, reporter: Reporter) {
+    pub(super) async fn report(&self, reporter: Reporter) -> std::convert::Infallible {
         let terminal = std::io::stderr().is_terminal();
         loop {
             tokio::time::sleep(if terminal { ON_A_TERMINAL } else { IN_A_LOG }).await;
