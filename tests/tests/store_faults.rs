@@ -47,7 +47,6 @@ fn a_passing_fault_costs_a_retry_and_leaves_one_whole_object() {
         ("answer lost", Fault::LoseAnswer),
         ("slow down", Fault::slow_down()),
         ("internal error", Fault::s3_error(500, "InternalError", "We encountered an internal error.")),
-        ("time skew", Fault::s3_error(403, "RequestTimeTooSkewed", "The difference is too large.")),
         ("time-out", Fault::s3_error(400, "RequestTimeout", "Your socket connection was not read from.")),
         ("a conflict that stored nothing", Fault::s3_error(409, "ConditionalRequestConflict", "Retry the upload.")),
         ("another's success", Fault::s3_error(412, "PreconditionFailed", "At least one did not hold.")),
@@ -121,6 +120,11 @@ fn a_refusal_is_not_repeated_and_not_called_temporary() {
     refused.expect_code(5);
     assert!(proxy.count("PUT", name) <= 1, "{:#?}", proxy.requests());
     directory.get(&repository, ours().segments(1)[0]).finish().expect_code(104);
+
+    repository.set_credentials(&ceph::shared().owner);
+    proxy.add(Rule::all(Fault::s3_error(403, "RequestTimeTooSkewed", "The difference is too large.")));
+    directory.push(&repository, name).finish().expect_code(5).expect_stderr(&["clock"]);
+    proxy.clear();
 
     let mut wrong_secret = ceph::shared().owner.clone();
     wrong_secret.secret_key.push('x');
