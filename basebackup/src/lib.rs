@@ -9,4 +9,8 @@
 //! - [`output`]: text and JSON on standard output.
 
 pub mod catalog;
+pub mod list;
 pub mod output;
+pub mod pack;
+pub mod show;
+pub mod take;

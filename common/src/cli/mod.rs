@@ -53,6 +53,17 @@ impl CommonArgs {
     }
 }
 
+/// Turns what is wrong with the arguments into one line and a hint.
+pub fn usage_error(problem: &clap::Error) -> Error {
+    let text = problem.to_string();
+    let (message, usage) = text.split_once("Usage:").unwrap_or((&text, ""));
+    let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let message = one_line(message.trim_start().trim_start_matches("error:"));
+    let usage = one_line(usage.split("For more information").next().unwrap_or_default());
+    let error = Error::new(Kind::Usage, message);
+    if usage.is_empty() { error } else { error.hint(format!("Usage: {usage} (--help explains it)")) }
+}
+
 /// What a process must be before it touches anything: nobody but its user may read what it writes.
 pub fn restrict_new_files() {
     let _ = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));

@@ -61,6 +61,20 @@ impl WalArchive {
         .await
     }
 
+    /// Reads a file's header without the file; nothing if there is no such object.
+    ///
+    /// # Errors
+    /// `Damaged`, `Refused`, `Unavailable`.
+    pub async fn header(&self, name: WalFileName) -> Result<Option<Header>> {
+        let key = self.layout.wal(name);
+        let Some((start, size)) = self.store.read_range(&key, 0..MAX_BYTES).await? else { return Ok(None) };
+        let (header, length) = Header::parse(&start).map_err(|error| self.damaged(&key, &error.to_string()))?;
+        if header.object_size(length) != size || header.name != name.to_string() {
+            return Err(self.damaged(&key, "its header does not fit it"));
+        }
+        Ok(Some(header))
+    }
+
     async fn decode<W: Write>(
         &self,
         key: &object_store::path::Path,
@@ -102,10 +116,13 @@ impl WalArchive {
     }
 
     fn damaged(&self, key: &object_store::path::Path, problem: &str) -> Error {
-        Error::new(Kind::Damaged, format!("object \"{}\" is damaged: {problem}", self.store.url_of(key))).hint(
-            "Look for a good copy (an earlier version in the bucket, pg_wal of another server). To recover up to \
+        Error::new(Kind::Damaged, format!("object \"{}\" is damaged: {problem}", self.store.url_of(key)))
+            .hint(
+                "Look for a good copy (an earlier version in the bucket, pg_wal of another server). To recover up to \
              here without it: basebackup restore --until-hole.",
-        )
+            )
+            // It may have been damaged on its way here.
+            .worth_one_more()
     }
 }
 

@@ -1,0 +1,278 @@
+//! Independent zstd frames: a plain stream is cut into them, threads compress them, and each opens on its own.
+//!
+//! Every frame says its plain size and ends in a checksum of its plain bytes. Reading is strict: whatever is not
+//! exactly one such frame is refused, and never more than [`MAX_FRAME_BYTES`] are allocated for it.
+
+use std::cell::RefCell;
+use std::mem;
+
+use bytes::Bytes;
+use zstd::bulk::{Compressor, Decompressor};
+use zstd::zstd_safe;
+
+/// Plain bytes in every frame of a pack but the last, which may have fewer.
+pub const MAX_FRAME_BYTES: usize = 4 * 1024 * 1024;
+
+/// The most frames that zstd's seekable format allows, which bounds a pack at 512 TiB of plain bytes.
+pub const MAX_FRAMES: u32 = 0x0800_0000;
+
+/// RFC 8878, section 3.1.1: `Magic_Number`, little-endian.
+const FRAME_MAGIC: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
+/// `Frame_Header_Descriptor`: the checksum flag, and the two bits that say how long a dictionary id follows.
+const CHECKSUM_FLAG: u8 = 0b100;
+const DICTIONARY_ID_FLAG: u8 = 0b011;
+
+/// A frame could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum CompressError {
+    /// Nothing to compress, or more than fits into a frame.
+    #[error("{0} bytes to compress, expected 1 to {MAX_FRAME_BYTES}")]
+    Size(usize),
+    /// zstd failed: out of memory, or a level it does not have.
+    #[error("zstd failed")]
+    Zstd(#[source] std::io::Error),
+}
+
+/// Stored bytes are not one intact frame of a pack.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidFrame {
+    /// Another format, a skippable frame, a frame without a checksum, or one that needs a dictionary.
+    #[error("not a zstd frame with a checksum")]
+    Header,
+    /// The frame does not say its plain size, or one that no frame of a pack has.
+    #[error("a frame that does not say a plain size of 1 to {MAX_FRAME_BYTES} bytes")]
+    PlainSize,
+    /// The frame ends before or after the stored bytes do.
+    #[error("a frame of {frame:?} bytes where {stored} are stored")]
+    StoredSize {
+        /// Where the frame ends; none when it is cut short or unreadable.
+        frame: Option<usize>,
+        /// How many bytes there are.
+        stored: usize,
+    },
+    /// The frame does not decompress, or its checksum differs.
+    #[error("a damaged frame: {0}")]
+    Content(String),
+    /// The frame is intact but not the one that the seek table has here.
+    #[error("not the frame that the seek table describes")]
+    Misplaced,
+}
+
+/// A piece of the plain stream, to be compressed on any thread.
+#[derive(Debug, PartialEq, Eq)]
+pub struct PlainFrame {
+    /// Its place in the stream, from 0.
+    pub number: u32,
+    /// 1 to [`MAX_FRAME_BYTES`] bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// A compressed frame, to be stored in its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredFrame {
+    /// Its place in the stream, from 0.
+    pub number: u32,
+    /// How many bytes it decompresses to.
+    pub plain_bytes: u32,
+    /// The frame as stored.
+    pub bytes: Bytes,
+}
+
+impl PlainFrame {
+    /// Compresses the frame with this thread's own compressor.
+    pub fn compress(&self, level: i32) -> Result<StoredFrame, CompressError> {
+        let bytes = compress_frame(&self.bytes, level)?;
+        let plain_bytes = u32::try_from(self.bytes.len()).map_err(|_| CompressError::Size(self.bytes.len()))?;
+        Ok(StoredFrame { number: self.number, plain_bytes, bytes: bytes.into() })
+    }
+}
+
+/// Cuts a stream into frames of [`MAX_FRAME_BYTES`].
+#[derive(Debug, Default)]
+pub struct FrameCutter {
+    number: u32,
+    plain_bytes: u64,
+    pending: Vec<u8>,
+}
+
+/// The stream needs more frames than the format has room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a pack of more than {MAX_FRAMES} frames")]
+pub struct TooManyFrames;
+
+impl FrameCutter {
+    /// Appends to the stream and returns the frames that are complete.
+    ///
+    /// A full frame is held back until more follows, so up to the next multiple of [`MAX_FRAME_BYTES`] nothing comes.
+    pub fn append(&mut self, mut bytes: &[u8]) -> Result<Vec<PlainFrame>, TooManyFrames> {
+        let mut frames = Vec::new();
+        self.plain_bytes += bytes.len() as u64;
+        while !bytes.is_empty() {
+            if self.pending.len() == MAX_FRAME_BYTES {
+                frames.extend(self.cut()?);
+            }
+            if self.pending.capacity() == 0 {
+                self.pending.reserve_exact(MAX_FRAME_BYTES);
+            }
+            let room = MAX_FRAME_BYTES - self.pending.len();
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.pending.extend_from_slice(now);
+            bytes = later;
+        }
+        Ok(frames)
+    }
+
+    /// Returns the last frame, if anything is left for it.
+    pub fn finish(mut self) -> Result<Option<PlainFrame>, TooManyFrames> {
+        self.cut()
+    }
+
+    /// How many bytes were appended so far.
+    pub fn plain_bytes(&self) -> u64 {
+        self.plain_bytes
+    }
+
+    fn cut(&mut self) -> Result<Option<PlainFrame>, TooManyFrames> {
+        let bytes = mem::take(&mut self.pending);
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        if self.number == MAX_FRAMES {
+            return Err(TooManyFrames);
+        }
+        let number = self.number;
+        self.number += 1;
+        Ok(Some(PlainFrame { number, bytes }))
+    }
+}
+
+thread_local! {
+    // Contexts are megabytes of tables: made once per thread, not once per frame.
+    static COMPRESSOR: RefCell<Option<(i32, Compressor<'static>)>> = const { RefCell::new(None) };
+    static DECOMPRESSOR: RefCell<Decompressor<'static>> = RefCell::new(Decompressor::default());
+}
+
+/// Compresses 1 to [`MAX_FRAME_BYTES`] bytes into one frame with content size and checksum.
+pub fn compress_frame(plain: &[u8], level: i32) -> Result<Vec<u8>, CompressError> {
+    if plain.is_empty() || plain.len() > MAX_FRAME_BYTES {
+        return Err(CompressError::Size(plain.len()));
+    }
+    COMPRESSOR.with_borrow_mut(|slot| {
+        let compressor = match slot {
+            Some((made_for, compressor)) if *made_for == level => compressor,
+            _ => &mut slot.insert((level, compressor(level).map_err(CompressError::Zstd)?)).1,
+        };
+        let mut stored = compressor.compress(plain).map_err(CompressError::Zstd)?;
+        // Made for the worst case; frames may wait in a queue.
+        stored.shrink_to_fit();
+        Ok(stored)
+    })
+}
+
+fn compressor(level: i32) -> std::io::Result<Compressor<'static>> {
+    let mut compressor = Compressor::new(level)?;
+    compressor.include_checksum(true)?;
+    compressor.include_contentsize(true)?;
+    Ok(compressor)
+}
+
+/// Decompresses exactly one frame into `plain`, whose former content is dropped.
+///
+/// After an error `plain` holds nothing of use.
+pub fn decompress_frame(stored: &[u8], plain: &mut Vec<u8>) -> Result<(), InvalidFrame> {
+    let plain_bytes = frame_plain_bytes(stored)?;
+    let end = zstd_safe::find_frame_compressed_size(stored).ok();
+    if end != Some(stored.len()) {
+        return Err(InvalidFrame::StoredSize { frame: end, stored: stored.len() });
+    }
+    plain.clear();
+    plain.reserve_exact(plain_bytes);
+    // zstd compares the content size and the checksum in the frame with what comes out.
+    let written = DECOMPRESSOR
+        .with_borrow_mut(|decompressor| decompressor.decompress_to_buffer(stored, plain))
+        .map_err(|error| InvalidFrame::Content(error.to_string()))?;
+    if written == plain_bytes { Ok(()) } else { Err(InvalidFrame::PlainSize) }
+}
+
+/// Reads the plain size in a frame's header, having seen that it is a kind of frame this format has.
+fn frame_plain_bytes(stored: &[u8]) -> Result<usize, InvalidFrame> {
+    match stored {
+        [a, b, c, d, descriptor, ..]
+            if [*a, *b, *c, *d] == FRAME_MAGIC
+                && descriptor & (CHECKSUM_FLAG | DICTIONARY_ID_FLAG) == CHECKSUM_FLAG => {}
+        _ => return Err(InvalidFrame::Header),
+    }
+    match zstd_safe::get_frame_content_size(stored) {
+        Ok(Some(size)) => usize::try_from(size)
+            .ok()
+            .filter(|size| (1..=MAX_FRAME_BYTES).contains(size))
+            .ok_or(InvalidFrame::PlainSize),
+        Ok(None) => Err(InvalidFrame::PlainSize),
+        Err(_) => Err(InvalidFrame::Header),
+    }
+}
+
+/// Returns the checksum at a frame's end: the low half of XXH64 of its plain bytes.
+pub fn frame_checksum(stored: &[u8]) -> Option<u32> {
+    stored.last_chunk().map(|bytes| u32::from_le_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_is_cut_into_full_frames_and_a_rest() {
+        let mut cutter = FrameCutter::default();
+        assert_eq!(cutter.append(&vec![1; MAX_FRAME_BYTES]).unwrap(), []);
+        let frames = cutter.append(&vec![2; MAX_FRAME_BYTES + 7]).unwrap();
+        assert_eq!(cutter.plain_bytes(), 2 * MAX_FRAME_BYTES as u64 + 7);
+        let last = cutter.finish().unwrap().unwrap();
+        let shape: Vec<_> = frames.iter().chain([&last]).map(|frame| (frame.number, frame.bytes.len())).collect();
+        assert_eq!(shape, [(0, MAX_FRAME_BYTES), (1, MAX_FRAME_BYTES), (2, 7)]);
+        assert!(FrameCutter::default().finish().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_frame_comes_back_as_it_went_in() {
+        let mut plain = vec![9; 3];
+        for level in [-1, 1, 3, 19, 3] {
+            for size in [1, 4096, MAX_FRAME_BYTES] {
+                let bytes: Vec<u8> = (0..size).map(|at| (at / 7).to_le_bytes()[0]).collect();
+                let stored = compress_frame(&bytes, level).unwrap();
+                decompress_frame(&stored, &mut plain).unwrap();
+                assert!(plain == bytes, "level {level}, {size} bytes");
+            }
+        }
+        assert!(matches!(compress_frame(&[], 3), Err(CompressError::Size(0))));
+        assert!(matches!(compress_frame(&vec![0; MAX_FRAME_BYTES + 1], 3), Err(CompressError::Size(_))));
+    }
+
+    #[test]
+    fn whatever_is_not_one_frame_of_ours_is_refused() {
+        let mut plain = Vec::new();
+        let frame = compress_frame(b"PostgreSQL", 3).unwrap();
+        for end in 0..frame.len() {
+            assert!(decompress_frame(&frame[..end], &mut plain).is_err(), "cut at {end}");
+        }
+        let twice = [&frame[..], &frame].concat();
+        assert_eq!(
+            decompress_frame(&twice, &mut plain),
+            Err(InvalidFrame::StoredSize { frame: Some(frame.len()), stored: twice.len() })
+        );
+        let skippable = [0x50, 0x2A, 0x4D, 0x18, 0, 0, 0, 0];
+        assert_eq!(decompress_frame(&skippable, &mut plain), Err(InvalidFrame::Header));
+        let unchecked = zstd::bulk::compress(b"PostgreSQL", 3).unwrap();
+        assert_eq!(decompress_frame(&unchecked, &mut plain), Err(InvalidFrame::Header));
+    }
+
+    #[test]
+    fn a_frame_that_claims_to_be_huge_allocates_nothing() {
+        let mut bomb = Compressor::new(19).unwrap();
+        bomb.include_checksum(true).unwrap();
+        let stored = bomb.compress(&vec![0; MAX_FRAME_BYTES + 1]).unwrap();
+        let mut plain = Vec::new();
+        assert_eq!(decompress_frame(&stored, &mut plain), Err(InvalidFrame::PlainSize));
+        assert_eq!(plain.capacity(), 0);
+    }
+}

@@ -1,0 +1,3 @@
+//! `basebackup take`.
+
+mod packs;

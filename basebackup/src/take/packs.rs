@@ -1,0 +1,196 @@
+//! From plain frames to a stored pack: compressed on all processors, put back in order, uploaded in parts.
+//!
+//! All packs of a backup share one [`Pipeline`], whose semaphores bound the memory whatever the size of the database.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::{JoinError, JoinHandle, JoinSet, spawn_blocking};
+use walkeep_common::error::{Error, Kind, Result};
+use walkeep_common::repository::backup::Pack;
+use walkeep_common::repository::layout::{BackupId, pack_name};
+use walkeep_common::store::Upload;
+use walkeep_common::wal_archive::WalArchive;
+use walkeep_common::wal_object::encode::hexadecimal;
+
+use crate::pack::assembler::{PackAssembler, PackSummary};
+use crate::pack::frames::{PlainFrame, StoredFrame};
+
+const MIB: u64 = 1024 * 1024;
+/// The smallest part: large enough that a request's overhead does not matter.
+const PART_BYTES: u64 = 16 * MIB;
+/// Stores take at most 10 000 parts; some room is left.
+const MOST_PARTS: u64 = 9000;
+/// What parts on their way may hold together, unless a single one is larger.
+const UPLOAD_BUDGET_MIB: usize = 128;
+/// Frames of 4 MiB that are being compressed, or wait for their turn.
+const MOST_FRAMES: usize = 32;
+
+/// What all packs of one backup share.
+#[derive(Debug, Clone)]
+pub(super) struct Pipeline {
+    archive: WalArchive,
+    id: BackupId,
+    level: i32,
+    processors: Arc<Semaphore>,
+    frames: Arc<Semaphore>,
+    uploads: Arc<Semaphore>,
+}
+
+/// A frame on its way through a compressing thread, holding its share of the memory.
+type Compressing = JoinHandle<Result<(StoredFrame, OwnedSemaphorePermit)>>;
+
+impl Pipeline {
+    /// A pipeline that compresses on `jobs` threads.
+    pub(super) fn new(archive: WalArchive, id: BackupId, level: i32, jobs: usize) -> Self {
+        Self {
+            archive,
+            id,
+            level,
+            processors: Arc::new(Semaphore::new(jobs)),
+            frames: Arc::new(Semaphore::new((jobs * 2 + 4).min(MOST_FRAMES))),
+            uploads: Arc::new(Semaphore::new(UPLOAD_BUDGET_MIB)),
+        }
+    }
+
+    /// Stores pack `number`, about `expected` plain bytes long, from its frames in order. `whole` says afterwards
+    /// whether all of them came: a sender that failed goes away in the same way as one that is done.
+    ///
+    /// # Errors
+    /// `Refused`, `Unavailable`, or what `whole` fails with. Nothing is left under the pack's name then.
+    pub(super) async fn store(
+        &self,
+        number: u32,
+        expected: u64,
+        frames: mpsc::Receiver<PlainFrame>,
+        whole: impl Future<Output = Result<()>>,
+    ) -> Result<Pack> {
+        let part_bytes = PART_BYTES.max(expected.div_ceil(MOST_PARTS).next_multiple_of(MIB));
+        let upload = self.archive.store().upload(&self.archive.layout().pack(&self.id, number)).await?;
+        let mut parts = Parts::new(upload, Arc::clone(&self.uploads), part_bytes);
+        let sent = async {
+            let (sender, compressing) = mpsc::channel(MOST_FRAMES);
+            let ((), summary) = tokio::try_join!(self.compress(frames, sender), assemble(compressing, &mut parts))?;
+            whole.await?;
+            parts.flush().await?;
+            Ok(summary)
+        };
+        let sent: Result<PackSummary> = sent.await;
+        let summary = match sent {
+            Ok(summary) => summary,
+            Err(error) => {
+                parts.abort().await;
+                return Err(error);
+            }
+        };
+        let size = parts.upload.finish().await?;
+        Ok(Pack { name: pack_name(number), size, sha256: hexadecimal(&summary.sha256) })
+    }
+
+    /// Hands each frame to a processor as one becomes free, and passes on what is being worked at, in order.
+    async fn compress(&self, mut frames: mpsc::Receiver<PlainFrame>, sender: mpsc::Sender<Compressing>) -> Result<()> {
+        while let Some(frame) = frames.recv().await {
+            let memory = Arc::clone(&self.frames).acquire_owned().await.map_err(internal)?;
+            let processor = Arc::clone(&self.processors).acquire_owned().await.map_err(internal)?;
+            let level = self.level;
+            let working = spawn_blocking(move || {
+                let stored = frame.compress(level).map_err(internal)?;
+                drop(processor);
+                Ok((stored, memory))
+            });
+            if sender.send(working).await.is_err() {
+                // The other half failed and says why.
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Puts compressed frames into parts, in order, and the seek table behind them.
+async fn assemble(mut compressing: mpsc::Receiver<Compressing>, parts: &mut Parts) -> Result<PackSummary> {
+    let mut assembler = PackAssembler::default();
+    while let Some(working) = compressing.recv().await {
+        let (frame, memory) = working.await.map_err(thread_failed)??;
+        let stored = assembler.push(frame).map_err(internal)?;
+        parts.append(&stored).await?;
+        drop(memory);
+    }
+    let (table, summary) = assembler.finish();
+    parts.append(&table).await?;
+    Ok(summary)
+}
+
+/// One upload, cut into parts of equal size.
+struct Parts {
+    upload: Upload,
+    budget: Arc<Semaphore>,
+    part_bytes: u64,
+    waiting: BytesMut,
+    travelling: JoinSet<Result<()>>,
+}
+
+impl Parts {
+    fn new(upload: Upload, budget: Arc<Semaphore>, part_bytes: u64) -> Self {
+        Self { upload, budget, part_bytes, waiting: BytesMut::new(), travelling: JoinSet::new() }
+    }
+
+    async fn append(&mut self, mut bytes: &[u8]) -> Result<()> {
+        let size = usize::try_from(self.part_bytes).map_err(internal)?;
+        while !bytes.is_empty() {
+            if self.waiting.capacity() == 0 {
+                self.waiting.reserve(size);
+            }
+            let (now, later) = bytes.split_at(bytes.len().min(size - self.waiting.len()));
+            self.waiting.extend_from_slice(now);
+            bytes = later;
+            if self.waiting.len() == size {
+                let part = std::mem::take(&mut self.waiting).freeze();
+                self.send(part).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn send(&mut self, part: Bytes) -> Result<()> {
+        while let Some(arrived) = self.travelling.try_join_next() {
+            arrived.map_err(thread_failed)??;
+        }
+        let share = u32::try_from((part.len() as u64).div_ceil(MIB).clamp(1, UPLOAD_BUDGET_MIB as u64));
+        let share = share.map_err(internal)?;
+        let share = Arc::clone(&self.budget).acquire_many_owned(share).await.map_err(internal)?;
+        let sending = self.upload.part(part);
+        let _ = self.travelling.spawn(async move {
+            let sent = sending.await;
+            drop(share);
+            sent
+        });
+        Ok(())
+    }
+
+    /// Sends what is left and waits for every part to arrive.
+    async fn flush(&mut self) -> Result<()> {
+        let part = std::mem::take(&mut self.waiting).freeze();
+        if !part.is_empty() {
+            self.send(part).await?;
+        }
+        while let Some(arrived) = self.travelling.join_next().await {
+            arrived.map_err(thread_failed)??;
+        }
+        Ok(())
+    }
+
+    async fn abort(mut self) {
+        self.travelling.shutdown().await;
+        self.upload.abort().await;
+    }
+}
+
+fn thread_failed(error: JoinError) -> Error {
+    Error::new(Kind::Internal, "a thread ended before its work").caused_by(error)
+}
+
+fn internal(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::new(Kind::Internal, "could not put a pack together").caused_by(error)
+}
