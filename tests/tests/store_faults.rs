@@ -47,6 +47,7 @@ fn a_passing_fault_costs_a_retry_and_leaves_one_whole_object() {
         ("answer lost", Fault::LoseAnswer),
         ("slow down", Fault::slow_down()),
         ("internal error", Fault::s3_error(500, "InternalError", "We encountered an internal error.")),
+        ("time skew", Fault::s3_error(403, "RequestTimeTooSkewed", "The difference is too large.")),
         ("time-out", Fault::s3_error(400, "RequestTimeout", "Your socket connection was not read from.")),
         ("a conflict that stored nothing", Fault::s3_error(409, "ConditionalRequestConflict", "Retry the upload.")),
         ("another's success", Fault::s3_error(412, "PreconditionFailed", "At least one did not hold.")),
