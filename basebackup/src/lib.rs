@@ -8,9 +8,12 @@
 //! - [`catalog`]: the backups in a repository.
 //! - [`output`]: text and JSON on standard output.
 
+pub mod args;
 pub mod catalog;
+pub mod files;
 pub mod list;
 pub mod output;
 pub mod pack;
+pub mod session;
 pub mod show;
 pub mod take;

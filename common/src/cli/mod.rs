@@ -25,7 +25,7 @@ pub struct CommonArgs {
     #[arg(long, value_name = "NAME", global = true)]
     pub cluster: Option<String>,
     /// How messages are written to standard error
-    #[arg(long, value_name = "FORMAT", default_value = "text", global = true)]
+    #[arg(long, value_name = "text|json", default_value = "text", hide_possible_values = true, global = true)]
     pub log_format: LogFormat,
 }
 
