@@ -44,7 +44,7 @@ impl Meter {
     }
 
     /// Clears what was drawn.
-    pub(super) fn end(&self) {
+    pub(super) fn clear() {
         if std::io::stderr().is_terminal() {
             let _ = write!(std::io::stderr().lock(), "\r\x1b[K");
         }

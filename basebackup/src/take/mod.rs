@@ -170,7 +170,7 @@ impl Job<'_> {
             packs = copy(pipeline, &reading, Arc::clone(&scan), jobs, &meter) => packs,
             never = meter.report(self.reporter) => match never {},
         };
-        meter.end();
+        Meter::clear();
         Ok((scan, packs?))
     }
 

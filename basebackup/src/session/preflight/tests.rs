@@ -30,6 +30,8 @@ fn good() -> Server {
             data_checksums: true,
             segment_size: SegmentSize::try_from(1 << 24).unwrap(),
             block_size: 8192,
+            relation_segment_blocks: 131_072,
+            stats_temp_directory: None,
             pending_restart: Vec::new(),
         },
         tablespaces: Vec::new(),
