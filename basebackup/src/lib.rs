@@ -12,5 +12,6 @@ pub mod catalog;
 pub mod list;
 pub mod output;
 pub mod pack;
+pub mod restore;
 pub mod show;
 pub mod take;

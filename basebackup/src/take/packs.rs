@@ -71,8 +71,7 @@ impl Pipeline {
         let mut parts = Parts::new(upload, Arc::clone(&self.uploads), part_bytes);
         let sent = async {
             let (sender, compressing) = mpsc::channel(MOST_FRAMES);
-            let ((), summary) =
-                tokio::try_join!(self.compress(frames, sender), assemble(compressing, &mut parts))?;
+            let ((), summary) = tokio::try_join!(self.compress(frames, sender), assemble(compressing, &mut parts))?;
             whole.await?;
             parts.flush().await?;
             Ok(summary)
