@@ -10,9 +10,13 @@ const EXAMPLE: &str = "\
 Example, in postgresql.conf:
   restore_command = 'archive-get %f %p'
 
-Exit codes, where standby.signal is there (or neither signal file), and where recovery.signal is:
-  0 0 fetched; 1 1 certainly not archived; 101 201 could not tell; 102 202 a hole in the archive; 103 203 damaged;
-  104 204 usage, configuration, credentials, wrong place";
+Exit codes, without and with recovery.signal in the data directory:
+  0    0    fetched and verified
+  1    1    certainly not in the archive
+  101  201  could not tell: unreachable, time-out
+  102  202  a hole in the archive
+  103  203  damaged
+  104  204  usage, configuration, credentials, the wrong place";
 
 /// Fetches and verifies one WAL file from the repository; PostgreSQL's restore_command
 #[derive(Debug, Clone, Parser)]

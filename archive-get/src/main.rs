@@ -12,12 +12,14 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use walkeep_common::cli::memory::ExitWhenExhausted;
-use walkeep_common::cli::{self, Reporter, Severity};
+use walkeep_common::cli::{self, LogFormat, Reporter, Severity};
 use walkeep_common::config::StandbyOutage;
 use walkeep_common::error::Kind;
 
 use crate::args::Args;
 use crate::exit::Asker;
+
+const PROGRAM: &str = "archive-get";
 
 #[global_allocator]
 static ALLOCATOR: ExitWhenExhausted = ExitWhenExhausted::new(201);
@@ -25,16 +27,20 @@ static ALLOCATOR: ExitWhenExhausted = ExitWhenExhausted::new(201);
 fn main() -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
-        Err(problem) => {
-            let asked_for = !problem.use_stderr();
+        Err(problem) if !problem.use_stderr() => {
             let _ = problem.print();
-            let code = Asker::find(Path::new("."), "", Path::new("")).code(Kind::Usage, StandbyOutage::Retry);
-            return ExitCode::from(if asked_for { exit::DONE } else { code });
+            return ExitCode::from(exit::DONE);
+        }
+        Err(problem) => {
+            let reporter = Reporter::install(PROGRAM, LogFormat::Text);
+            reporter.error(Severity::Error, &cli::usage_error(&problem));
+            let asker = Asker::find(Path::new("."), "", Path::new(""));
+            return ExitCode::from(asker.code(Kind::Usage, StandbyOutage::Retry));
         }
     };
     let asker = Asker::find(Path::new("."), &args.name, &args.path);
     ALLOCATOR.set_code(asker.code(Kind::Unavailable, StandbyOutage::Retry).into());
-    let reporter = Reporter::install("archive-get", args.common.log_format);
+    let reporter = Reporter::install(PROGRAM, args.common.log_format);
     cli::restrict_new_files();
     let config = match args.common.resolve() {
         Ok(config) => config,

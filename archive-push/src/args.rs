@@ -10,8 +10,13 @@ Example, in postgresql.conf:
   archive_mode = on
   archive_command = 'archive-push %p'
 
-Exit codes: 0 durable in the repository (or an identical copy already was), 1 temporary failure, 2 usage or
-configuration, 3 conflict with an archived file, 4 not a valid WAL file of this cluster, 5 the repository refuses us";
+Exit codes:
+  0  durable in the repository, or an identical copy already was
+  1  temporary failure: PostgreSQL tries again
+  2  usage or configuration
+  3  conflict with what is archived under this name, or a damaged copy is
+  4  not a valid WAL file of this cluster
+  5  the repository refuses us: credentials, permissions, no such bucket, not mounted";
 
 /// Stores one WAL file in the repository; PostgreSQL's archive_command
 #[derive(Debug, Clone, Parser)]

@@ -13,10 +13,12 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use walkeep_common::cli::memory::ExitWhenExhausted;
-use walkeep_common::cli::{self, Reporter, Severity};
+use walkeep_common::cli::{self, LogFormat, Reporter, Severity};
 use walkeep_common::error::Result;
 
 use crate::args::Args;
+
+const PROGRAM: &str = "archive-push";
 
 #[global_allocator]
 static ALLOCATOR: ExitWhenExhausted = ExitWhenExhausted::new(exit::TEMPORARY as i32);
@@ -24,13 +26,17 @@ static ALLOCATOR: ExitWhenExhausted = ExitWhenExhausted::new(exit::TEMPORARY as 
 fn main() -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
-        Err(problem) => {
-            let asked_for = !problem.use_stderr();
+        Err(problem) if !problem.use_stderr() => {
             let _ = problem.print();
-            return ExitCode::from(if asked_for { exit::DONE } else { exit::USAGE });
+            return ExitCode::from(exit::DONE);
+        }
+        Err(problem) => {
+            let reporter = Reporter::install(PROGRAM, LogFormat::Text);
+            reporter.error(Severity::Error, &cli::usage_error(&problem));
+            return ExitCode::from(exit::USAGE);
         }
     };
-    let reporter = Reporter::install("archive-push", args.common.log_format);
+    let reporter = Reporter::install(PROGRAM, args.common.log_format);
     match run(&args) {
         Ok(()) => ExitCode::from(exit::DONE),
         Err(error) => {

@@ -8,10 +8,13 @@
 //! - [`catalog`]: the backups in a repository.
 //! - [`output`]: text and JSON on standard output.
 
+pub mod args;
 pub mod catalog;
+pub mod files;
 pub mod list;
 pub mod output;
 pub mod pack;
 pub mod restore;
+pub mod session;
 pub mod show;
 pub mod take;

@@ -1,3 +1,56 @@
 //! `basebackup`: takes, lists and restores base backups of PostgreSQL.
 
-fn main() {}
+use std::process::ExitCode;
+
+use basebackup::args::{Cli, Command};
+use basebackup::{list, show, take};
+use clap::Parser as _;
+use walkeep_common::cli::{self, LogFormat, Reporter, Severity};
+use walkeep_common::error::{Error, Kind, Result};
+
+const PROGRAM: &str = "basebackup";
+const DONE: u8 = 0;
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(problem) if !problem.use_stderr() => {
+            let _ = problem.print();
+            return ExitCode::from(DONE);
+        }
+        Err(problem) => {
+            let reporter = Reporter::install(PROGRAM, LogFormat::Text);
+            reporter.error(Severity::Error, &cli::usage_error(&problem));
+            return ExitCode::from(USAGE);
+        }
+    };
+    let reporter = Reporter::install(PROGRAM, cli.common.log_format);
+    cli::restrict_new_files();
+    match run(&cli, reporter) {
+        Ok(()) => ExitCode::from(DONE),
+        Err(error) => {
+            reporter.error(Severity::Error, &error);
+            ExitCode::from(if error.kind() == Kind::Usage { USAGE } else { FAILED })
+        }
+    }
+}
+
+fn run(cli: &Cli, reporter: Reporter) -> Result<()> {
+    if let Command::Take(args) = &cli.command {
+        cli::refuse_root(args.allow_root)?;
+    }
+    let config = cli.common.resolve()?;
+    let runtime = tokio::runtime::Runtime::new()
+        .map_err(|error| Error::new(Kind::Unavailable, "could not start the runtime").caused_by(error))?;
+    let result = runtime.block_on(async {
+        match &cli.command {
+            Command::Take(args) => take::take(args, &config, reporter).await,
+            Command::List(args) => list::list(args, &config).await,
+            Command::Show(args) => show::show(args, &config).await,
+        }
+    });
+    runtime.shutdown_background();
+    result
+}

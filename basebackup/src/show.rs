@@ -21,7 +21,7 @@ pub struct ShowArgs {
     #[arg(long, value_name = "NUMBER")]
     pub system_identifier: Option<u64>,
     /// Form of the output
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    #[arg(long, value_name = "text|json", default_value = "text", hide_possible_values = true)]
     pub format: Format,
 }
 

@@ -39,12 +39,13 @@ pub struct Error {
     message: String,
     hint: Option<String>,
     source: Option<Box<dyn StdError + Send + Sync>>,
+    once_more: bool,
 }
 
 impl Error {
     /// Creates an error from what failed, in PostgreSQL's style: lower case, no full stop, names in double quotes.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), hint: None, source: None }
+        Self { kind, message: message.into(), hint: None, source: None, once_more: false }
     }
 
     /// Creates an error for a failed operation on a local file, with a kind taken from the operating system's answer.
@@ -76,6 +77,19 @@ impl Error {
     pub fn with_kind(mut self, kind: Kind) -> Self {
         self.kind = kind;
         self
+    }
+
+    /// Marks a failure that a second attempt, and no more than that, may well clear up: an outdated signature, bytes
+    /// that were damaged on their way.
+    #[must_use]
+    pub fn worth_one_more(mut self) -> Self {
+        self.once_more = true;
+        self
+    }
+
+    /// Whether a second attempt is worth it although the failure is not a passing one.
+    pub fn is_worth_one_more(&self) -> bool {
+        self.once_more
     }
 
     /// Puts what the caller was doing before the message.

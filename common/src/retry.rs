@@ -1,5 +1,5 @@
 //! The one place where anything is tried again: transient failures only, with growing and jittered pauses, until a
-//! limit of time.
+//! limit of time; and once, what is marked as worth one more attempt.
 //!
 //! The pauses come from the `backoff` crate, whose types stay inside this module.
 
@@ -36,7 +36,7 @@ impl Patience {
 /// a fresh signature and credentials.
 ///
 /// # Errors
-/// The last attempt's; only `Unavailable` is tried again.
+/// The last attempt's; only `Unavailable` is tried again and again.
 pub async fn retry<T, F>(patience: Patience, mut attempt: impl FnMut() -> F) -> Result<T>
 where
     F: Future<Output = Result<T>>,
@@ -56,6 +56,7 @@ where
     loop {
         let error = match attempt().await {
             Err(error) if error.kind() == Kind::Unavailable => error,
+            Err(error) if error.is_worth_one_more() && attempts == 1 => error,
             result => return result,
         };
         let pause = pauses.next_backoff().unwrap_or(LONGEST_PAUSE);
@@ -94,6 +95,17 @@ mod tests {
         for kind in [Kind::Refused, Kind::Damaged, Kind::Conflict, Kind::NotFound] {
             assert_eq!(run(patience, &[Err(kind), Ok(7)]).1, 1);
         }
+    }
+
+    #[test]
+    fn what_is_worth_one_more_attempt_gets_exactly_one() {
+        let calls = Cell::new(0);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let result: Result<()> = runtime.block_on(retry(Patience::For(Duration::from_secs(30)), || {
+            calls.set(calls.get() + 1);
+            async { Err(Error::new(Kind::Damaged, "no").worth_one_more()) }
+        }));
+        assert_eq!((result.unwrap_err().kind(), calls.get()), (Kind::Damaged, 2));
     }
 
     #[test]

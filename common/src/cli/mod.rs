@@ -25,7 +25,7 @@ pub struct CommonArgs {
     #[arg(long, value_name = "NAME", global = true)]
     pub cluster: Option<String>,
     /// How messages are written to standard error
-    #[arg(long, value_name = "FORMAT", default_value = "text", global = true)]
+    #[arg(long, value_name = "text|json", default_value = "text", hide_possible_values = true, global = true)]
     pub log_format: LogFormat,
 }
 
@@ -51,6 +51,17 @@ impl CommonArgs {
             Flags { config: self.config.clone(), repository: self.repository.clone(), cluster: self.cluster.clone() };
         Config::resolve(&flags, |name| std::env::var(name).ok())
     }
+}
+
+/// Turns what is wrong with the arguments into one line and a hint.
+pub fn usage_error(problem: &clap::Error) -> Error {
+    let text = problem.to_string();
+    let (message, usage) = text.split_once("Usage:").unwrap_or((&text, ""));
+    let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let message = one_line(message.trim_start().trim_start_matches("error:"));
+    let usage = one_line(usage.split("For more information").next().unwrap_or_default());
+    let error = Error::new(Kind::Usage, message);
+    if usage.is_empty() { error } else { error.hint(format!("Usage: {usage} (--help explains it)")) }
 }
 
 /// What a process must be before it touches anything: nobody but its user may read what it writes.

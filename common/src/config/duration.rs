@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Reads a number of seconds, or a number with one of the units PostgreSQL's settings know: `ms s min h d`.
-pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let problem = || "expected a length of time above zero, such as 60, \"60s\" or \"5min\"".to_owned();
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());

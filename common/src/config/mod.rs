@@ -7,9 +7,9 @@ mod location;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use duration::parse_duration;
 pub use location::{Location, Scheme};
 
-use self::duration::parse_duration;
 use self::file::{FileSettings, S3FileSettings};
 use crate::error::{Error, Kind, Result};
 

@@ -79,6 +79,8 @@ pub struct Backup {
     pub host: String,
     /// The data directory on that host.
     pub data_directory: String,
+    /// The data directory's permission bits, octal: `0700`, or `0750` where the group may read.
+    pub data_directory_mode: String,
     /// Tablespaces outside the data directory.
     pub tablespaces: Vec<Tablespace>,
     /// The owner of the data directory.

@@ -22,6 +22,8 @@ const CREDENTIAL_CODES: [&str; 8] = [
     "AuthorizationHeaderMalformed",
     "InvalidClientTokenId",
 ];
+/// Codes that a fresh signature, with credentials read anew, may clear up.
+const OUTDATED_CODES: [&str; 3] = ["ExpiredToken", "TokenRefreshRequired", "RequestTimeTooSkewed"];
 const MISSING_BUCKET_CODES: [&str; 3] = ["NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist"];
 /// Answers with a 4xx status that come from load or a slow link, not from the request.
 const TRANSIENT_CODES: [&str; 4] = ["RequestTimeout", "SlowDown", "OperationAborted", "ServerBusy"];
@@ -58,11 +60,11 @@ pub(super) fn explain(location: &Location, doing: &str, url: &str, error: &Store
     let text = text(error);
     let failure = classify(location, error, &text);
     let message = format!("could not {doing} \"{url}\": {}", failure.words.unwrap_or_else(|| shorten(&text)));
-    let error = Error::new(failure.kind, message);
-    match failure.hint {
-        Some(hint) => error.hint(hint),
-        None => error,
+    let mut error = Error::new(failure.kind, message);
+    if let Some(hint) = failure.hint {
+        error = error.hint(hint);
     }
+    if mentions(&text, &OUTDATED_CODES) { error.worth_one_more() } else { error }
 }
 
 struct Failure {

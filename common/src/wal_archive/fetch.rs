@@ -116,10 +116,13 @@ impl WalArchive {
     }
 
     fn damaged(&self, key: &object_store::path::Path, problem: &str) -> Error {
-        Error::new(Kind::Damaged, format!("object \"{}\" is damaged: {problem}", self.store.url_of(key))).hint(
-            "Look for a good copy (an earlier version in the bucket, pg_wal of another server). To recover up to \
+        Error::new(Kind::Damaged, format!("object \"{}\" is damaged: {problem}", self.store.url_of(key)))
+            .hint(
+                "Look for a good copy (an earlier version in the bucket, pg_wal of another server). To recover up to \
              here without it: basebackup restore --until-hole.",
-        )
+            )
+            // It may have been damaged on its way here.
+            .worth_one_more()
     }
 }
 

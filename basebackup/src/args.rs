@@ -1,0 +1,40 @@
+//! The command line.
+
+use clap::{Parser, Subcommand};
+use walkeep_common::cli::CommonArgs;
+
+use crate::list::ListArgs;
+use crate::show::ShowArgs;
+use crate::take::TakeArgs;
+
+const EXAMPLE: &str = "\
+Examples:
+  basebackup take
+  basebackup list
+  basebackup restore latest -D /srv/restored --target-time '2026-11-22 10:15:00+01'
+
+Exit codes: 0 done, 1 failed, 2 usage or configuration";
+
+/// Takes, lists and restores base backups of PostgreSQL
+#[derive(Debug, Clone, Parser)]
+#[command(name = "basebackup", version, after_help = EXAMPLE, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Options of every command.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+/// What to do.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Take a base backup of the running server on this host
+    #[command(disable_help_flag = true)]
+    Take(TakeArgs),
+    /// List the backups and the windows in which recovery is possible
+    List(ListArgs),
+    /// Show everything that is recorded of one backup
+    Show(ShowArgs),
+}

@@ -1,0 +1,85 @@
+//! Options of `basebackup take`.
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use crate::files::checksum::ChecksumAlgorithm;
+use crate::output::Format;
+
+/// Options of `basebackup take`. Names follow pg_basebackup's.
+#[derive(Debug, Clone, Args)]
+pub struct TakeArgs {
+    /// Database or connection string
+    #[arg(short = 'd', long, value_name = "CONNSTR")]
+    pub dbname: Option<String>,
+    /// Server's host or socket directory
+    #[arg(short = 'h', long, value_name = "HOST")]
+    pub host: Option<String>,
+    /// Server's port
+    #[arg(short = 'p', long, value_name = "PORT")]
+    pub port: Option<String>,
+    /// Role to connect as
+    #[arg(short = 'U', long, value_name = "NAME")]
+    pub username: Option<String>,
+    /// Whether the checkpoint at the start is done at once or spread over time
+    #[arg(short = 'c', long, value_name = "fast|spread", default_value = "fast", hide_possible_values = true)]
+    pub checkpoint: Checkpoint,
+    /// Label of the backup
+    #[arg(short = 'l', long, value_name = "LABEL", default_value = "walkeep base backup")]
+    pub label: String,
+    /// Threads that compress [default: processors]
+    #[arg(short = 'j', long, value_name = "N")]
+    pub jobs: Option<usize>,
+    /// Checksums in PostgreSQL's backup manifest
+    #[arg(long, value_name = "ALGORITHM", default_value = "CRC32C", value_parser = algorithm)]
+    pub manifest_checksums: ChecksumAlgorithm,
+    /// What pages with a wrong checksum mean
+    #[arg(long, value_name = "warn|error", default_value = "warn", hide_possible_values = true)]
+    pub checksum_failures: ChecksumFailures,
+    /// How long to wait for the WAL to be archived, such as 30min
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = walkeep_common::config::parse_duration)]
+    pub wal_timeout: Duration,
+    /// Note to keep with the backup; may be repeated
+    #[arg(long = "note", value_name = "KEY=VALUE", value_parser = note)]
+    pub notes: Vec<(String, String)>,
+    /// Run as root all the same
+    #[arg(long)]
+    pub allow_root: bool,
+    /// Form of the output
+    #[arg(long, value_name = "text|json", default_value = "text", hide_possible_values = true)]
+    pub format: Format,
+    /// Print this help
+    #[arg(long, action = clap::ArgAction::Help)]
+    help: Option<bool>,
+}
+
+/// How the server writes out what is in its memory when the backup starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Checkpoint {
+    /// At once
+    Fast,
+    /// Spread over checkpoint_timeout
+    Spread,
+}
+
+/// What pages with a wrong checksum mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ChecksumFailures {
+    /// They are listed, and the backup is kept
+    Warn,
+    /// The backup fails
+    Error,
+}
+
+fn algorithm(text: &str) -> Result<ChecksumAlgorithm, String> {
+    let found = ChecksumAlgorithm::ALL.into_iter().find(|known| known.name().eq_ignore_ascii_case(text));
+    found.ok_or_else(|| "expected NONE, CRC32C, SHA224, SHA256, SHA384 or SHA512".to_owned())
+}
+
+fn note(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected a key, an equals sign and a value".to_owned()),
+    }
+}
