@@ -12,6 +12,7 @@ pub mod args;
 pub mod catalog;
 pub mod files;
 pub mod list;
+mod meter;
 pub mod output;
 pub mod pack;
 pub mod restore;

@@ -40,7 +40,9 @@ impl Archiving {
     pub fn to_text(self, backup: &Backup) -> String {
         match self {
             Self::SamePlace => "as configured: host and data directory are those of the backup".to_owned(),
-            Self::Kept => "as configured (--keep-archiving), into the same archive as the server of the backup".to_owned(),
+            Self::Kept => {
+                "as configured (--keep-archiving), into the same archive as the server of the backup".to_owned()
+            }
             Self::Off => format!(
                 "off: this is not \"{}\" on host \"{}\", where the backup was taken (--keep-archiving leaves it on)",
                 backup.data_directory, backup.host
@@ -116,7 +118,11 @@ fn text(path: &Path) -> Result<String> {
 
 fn shell_quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-' | ':' | '%' | '=' | '+' | ',');
-    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 /// Finds `archive-get`: beside this program, else on the search path.

@@ -114,6 +114,15 @@ impl Root {
         Ok(file)
     }
 
+    /// Gives a file its mode and owner.
+    ///
+    /// # Errors
+    /// From the operating system.
+    pub fn set_file_attributes(&self, path: &Path, mode: u32, owner: Option<FileOwner>) -> Result<()> {
+        let file = self.open_to_read(path)?;
+        self.set_attributes(&file, path, mode, owner)
+    }
+
     /// Opens a file to write into.
     ///
     /// # Errors
@@ -313,9 +322,8 @@ mod tests {
         assert!(root.make_directory(Path::new("link"), 0o700, None).is_err());
         assert!(root.make_directory(Path::new("link/x"), 0o700, None).is_err());
         assert!(root.remove_file(Path::new("link/file")).is_err());
-        let step = |path: &str| {
-            open_step_by_step(&root.directory, Path::new(path), OFlags::RDONLY, Mode::empty()).map(drop)
-        };
+        let step =
+            |path: &str| open_step_by_step(&root.directory, Path::new(path), OFlags::RDONLY, Mode::empty()).map(drop);
         assert_eq!(step("link/file"), Err(Errno::LOOP));
         assert_eq!(step("file"), Err(Errno::LOOP));
         assert_eq!(step("../x"), Err(Errno::XDEV));

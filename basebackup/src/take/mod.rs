@@ -6,7 +6,6 @@
 mod args;
 mod copy;
 mod finish;
-mod meter;
 mod owner;
 mod packs;
 mod wal;
@@ -34,7 +33,6 @@ use walkeep_common::wal_object::header::FORMAT_VERSION;
 pub use self::args::TakeArgs;
 use self::args::{Checkpoint, ChecksumFailures};
 use self::copy::{PackBuilder, Reading, StoredPack, copy, store_pack};
-use self::meter::Meter;
 use self::packs::Pipeline;
 use self::wal::{NeededWal, keep_with_backup};
 use crate::files::attributes::Attributes;
@@ -42,6 +40,7 @@ use crate::files::manifest::wal_ranges;
 use crate::files::page::BlockSize;
 use crate::files::read::PageChecks;
 use crate::files::scan::{Scan, ScanOptions, scan};
+use crate::meter::Meter;
 use crate::output::{Format, bytes, print, print_json};
 use crate::session::{Facts, Moment, Session};
 
@@ -168,7 +167,7 @@ async fn copy_everything(
     };
     let jobs = args.jobs.filter(|&jobs| jobs > 0).unwrap_or_else(processors);
     let pipeline = Pipeline::new(archive.clone(), id.clone(), config.compression_level.level(), jobs);
-    let meter = Arc::new(Meter::new(scan.total_bytes()));
+    let meter = Arc::new(Meter::new("copied", scan.total_bytes()));
     let packs = tokio::select! {
         packs = copy(&pipeline, &reading, Arc::clone(&scan), jobs, &meter) => packs,
         () = meter.report(reporter) => Ok(Vec::new()),

@@ -38,13 +38,25 @@ pub enum Unfit {
     /// It is not a full one.
     Kind(String),
     /// Its timeline is not an ancestor of the wanted one, or was left before the backup ended.
-    OtherBranch { wanted: Timeline, timeline: Timeline, left: Option<Lsn>, stop: Lsn },
+    OtherBranch {
+        /// The timeline to follow.
+        wanted: Timeline,
+        /// The backup's.
+        timeline: Timeline,
+        /// Where the wanted one left the backup's, if it did.
+        left: Option<Lsn>,
+        /// Where the backup ended.
+        stop: Lsn,
+    },
     /// It ended at or after the target time.
     EndsAfterTime(Timestamp),
     /// It ended after the target position.
     EndsAfterLsn(Lsn),
     /// The transaction may have ended before the backup did.
-    MayHoldXid { next: u64 },
+    MayHoldXid {
+        /// The next transaction's id at the backup's end.
+        next: u64,
+    },
     /// WAL that it needs to be consistent is not archived.
     WalMissing(SegmentName),
 }
