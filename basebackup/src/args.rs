@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand};
 use walkeep_common::cli::CommonArgs;
 
 use crate::list::ListArgs;
+use crate::restore::RestoreArgs;
 use crate::show::ShowArgs;
 use crate::take::TakeArgs;
 
@@ -37,4 +38,6 @@ pub enum Command {
     List(ListArgs),
     /// Show everything that is recorded of one backup
     Show(ShowArgs),
+    /// Restore a backup, ready to recover to a target
+    Restore(RestoreArgs),
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use basebackup::args::{Cli, Command};
-use basebackup::{list, show, take};
+use basebackup::{list, restore, show, take};
 use clap::Parser as _;
 use walkeep_common::cli::{self, LogFormat, Reporter, Severity};
 use walkeep_common::error::{Error, Kind, Result};
@@ -49,6 +49,7 @@ fn run(cli: &Cli, reporter: Reporter) -> Result<()> {
             Command::Take(args) => take::take(args, &config, reporter).await,
             Command::List(args) => list::list(args, &config).await,
             Command::Show(args) => show::show(args, &config).await,
+            Command::Restore(args) => restore::restore(args, &config, reporter).await,
         }
     });
     runtime.shutdown_background();

@@ -12,7 +12,6 @@ use tokio::task::spawn_blocking;
 use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::repository::backup::{BadPage, Pack};
 
-use super::meter::Meter;
 use super::packs::Pipeline;
 use crate::files::attributes::Attributes;
 use crate::files::checksum::ChecksumAlgorithm;
@@ -21,6 +20,7 @@ use crate::files::read::FileReader;
 use crate::files::relation::FileKind;
 use crate::files::scan::Scan;
 use crate::files::settle::PageChecks;
+use crate::meter::Meter;
 use crate::pack::frames::PlainFrame;
 use crate::pack::index::IndexEntry;
 use crate::pack::member::{Member, MemberKind, MemberPath, Owner};

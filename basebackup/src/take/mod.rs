@@ -7,7 +7,6 @@ mod args;
 mod begin;
 mod copy;
 mod finish;
-mod meter;
 mod owner;
 mod packs;
 mod record;
@@ -30,13 +29,13 @@ use walkeep_common::wal_archive::WalArchive;
 
 pub use self::args::TakeArgs;
 use self::copy::{PackBuilder, Reading, StoredPack, copy, store_pack};
-use self::meter::Meter;
 use self::packs::Pipeline;
 use self::record::Facts;
 use crate::files::attributes::Attributes;
 use crate::files::page::BlockSize;
 use crate::files::scan::{Scan, ScanOptions, scan};
 use crate::files::settle::PageChecks;
+use crate::meter::Meter;
 use crate::output::{Format, bytes, print, print_json};
 use crate::session::backup_mode::{Backup as BackupMode, Stopped};
 use crate::session::conninfo::{ConnectionParameters, Environment};
@@ -165,7 +164,7 @@ impl Job<'_> {
             page_checks: settings.data_checksums.then_some(checks),
             checksums: self.args.manifest_checksums,
         };
-        let meter = Arc::new(Meter::new(scan.total_bytes()));
+        let meter = Arc::new(Meter::new("copied", scan.total_bytes()));
         let packs = tokio::select! {
             packs = copy(pipeline, &reading, Arc::clone(&scan), jobs, &meter) => packs,
             never = meter.report(self.reporter) => match never {},

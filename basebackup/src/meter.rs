@@ -1,4 +1,4 @@
-//! How far the copy is: a line that is drawn again on a terminal, otherwise a line a minute.
+//! How far a copy of many bytes is: a line that is drawn again on a terminal, otherwise a line a minute.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,24 +13,26 @@ const IN_A_LOG: Duration = Duration::from_secs(60);
 
 /// Bytes copied so far.
 #[derive(Debug)]
-pub(super) struct Meter {
+pub(crate) struct Meter {
+    verb: &'static str,
     total: u64,
     done: AtomicU64,
     begun: Instant,
 }
 
 impl Meter {
-    pub(super) fn new(total: u64) -> Self {
-        Self { total, done: AtomicU64::new(0), begun: Instant::now() }
+    /// Counts up to `total` bytes that are `verb`, such as "copied".
+    pub(crate) fn new(verb: &'static str, total: u64) -> Self {
+        Self { verb, total, done: AtomicU64::new(0), begun: Instant::now() }
     }
 
     /// Counts what was read.
-    pub(super) fn add(&self, count: u64) {
+    pub(crate) fn add(&self, count: u64) {
         let _ = self.done.fetch_add(count, Ordering::Relaxed);
     }
 
     /// Reports until it is dropped.
-    pub(super) async fn report(&self, reporter: Reporter) -> std::convert::Infallible {
+    pub(crate) async fn report(&self, reporter: Reporter) -> std::convert::Infallible {
         let terminal = std::io::stderr().is_terminal();
         loop {
             tokio::time::sleep(if terminal { ON_A_TERMINAL } else { IN_A_LOG }).await;
@@ -44,7 +46,7 @@ impl Meter {
     }
 
     /// Clears what was drawn.
-    pub(super) fn clear() {
+    pub(crate) fn clear() {
         if std::io::stderr().is_terminal() {
             let _ = write!(std::io::stderr().lock(), "\r\x1b[K");
         }
@@ -57,7 +59,8 @@ impl Meter {
         let percent = done.saturating_mul(100).checked_div(self.total).unwrap_or(100).min(100);
         let remaining = self.total.saturating_sub(done).checked_div(rate).unwrap_or(0);
         format!(
-            "copied {} of {} ({percent} %), {}/s, about {} min {} s left",
+            "{} {} of {} ({percent} %), {}/s, about {} min {} s left",
+            self.verb,
             bytes(done),
             bytes(self.total),
             bytes(rate),

@@ -1,0 +1,78 @@
+//! What to tell the operator once everything is in place.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use walkeep_common::cli::{Reporter, Severity};
+
+use super::directories::Directories;
+use super::execute::Done;
+use super::finish::ForeignTargets;
+use super::plan::{Plan, RecoveryEnd};
+use super::recovery::Archiving;
+use super::target::{Role, Target, TargetAction};
+use crate::output::bytes;
+
+/// Warns of what will get in the way of the restored server.
+pub(super) fn warn(done: &Done, directories: &Directories, reporter: Reporter) {
+    match &done.targets {
+        ForeignTargets::None => {}
+        ForeignTargets::Found(names) => reporter.print(
+            Severity::Warning,
+            &format!("postgresql.conf sets {}, and PostgreSQL refuses more than one target", names.join(", ")),
+            Some("Remove it there before the server is started."),
+        ),
+        ForeignTargets::NoConfiguration => reporter.print(
+            Severity::Warning,
+            &format!("there is no postgresql.conf in \"{}\": the server had it elsewhere", directories.data.display()),
+            Some(
+                "Start the server with its old configuration (pg_ctl -o '-c config_file=… -c data_directory=…'), or \
+                 put postgresql.conf and pg_hba.conf into the data directory. max_connections and its like must not be \
+                 lower than they were.",
+            ),
+        ),
+    }
+}
+
+/// A few lines about what comes next.
+pub(super) fn next_steps(
+    plan: &Plan,
+    directories: &Directories,
+    done: &Done,
+    archiving: Archiving,
+    took: Duration,
+) -> String {
+    let backup = &plan.backup;
+    let mut text = format!("\nRestored {} in {} s", bytes(backup.plain_size), took.as_secs().max(1));
+    if done.kept > 0 {
+        let _ = write!(text, "; {} of {} files were the same and stayed", done.kept, backup.files);
+    }
+    let _ = writeln!(text, ".\nStart the server: pg_ctl -D \"{}\" start", directories.data.display());
+    let _ = writeln!(
+        text,
+        "It replays up to {} segments, from {}; {}.",
+        plan.wal.segments,
+        plan.wal.first,
+        plan.end_text()
+    );
+    let has_target = plan.request.target != Target::End;
+    let then = match (&plan.request.role, plan.request.action.unwrap_or_default()) {
+        (Role::Standby { .. }, _) => "It follows as a standby until it is promoted: pg_ctl promote.",
+        (Role::Primary, _) if !has_target => "Then it opens for writing, on a new timeline.",
+        (Role::Primary, TargetAction::Pause) => {
+            "There it pauses and answers queries (with hot_standby on). Look at the data, then open it for writing: \
+             SELECT pg_wal_replay_resume()."
+        }
+        (Role::Primary, TargetAction::Promote) => "There it opens for writing, on a new timeline.",
+        (Role::Primary, TargetAction::Shutdown) => {
+            "There it shuts down. To open it for writing later, remove recovery_target_action and the target from \
+             postgresql.auto.conf, or set another target."
+        }
+    };
+    let _ = writeln!(text, "{then}");
+    if matches!(plan.end, RecoveryEnd::Hole(_)) {
+        let _ = writeln!(text, "What was committed after the hole is lost to this server.");
+    }
+    let _ = writeln!(text, "Archiving is {}.", archiving.to_text(backup));
+    text
+}

@@ -1,0 +1,263 @@
+//! The directories a restore writes into, and whether it may: looked at before anything is written.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Pid, test_kill_process};
+use serde::Serialize;
+use walkeep_common::error::{Error, IoContext as _, Kind, Result};
+use walkeep_common::postgres::control::ControlFile;
+use walkeep_common::postgres::postmaster::PostmasterPid;
+use walkeep_common::repository::backup::Backup;
+
+use super::root::{EntryKind, Root};
+use crate::output::bytes;
+use crate::pack::index::IndexEntry;
+use crate::pack::member::MemberPath;
+
+/// `pg_control` until everything else is durable: a server finds none and refuses to start.
+pub const STAGED_CONTROL: &str = "global/pg_control.walkeep";
+/// What mkfs puts into every file system.
+pub const LOST_AND_FOUND: &str = "lost+found";
+
+/// Where everything goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Directories {
+    /// The data directory.
+    pub data: PathBuf,
+    /// The directory for WAL, if it is not in the data directory.
+    pub wal: Option<PathBuf>,
+    /// Each tablespace's, by its object identifier.
+    pub tablespaces: BTreeMap<u32, PathBuf>,
+}
+
+/// Which of the directories something lies below.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Place {
+    /// The data directory.
+    Data,
+    /// The directory for WAL.
+    Wal,
+    /// A tablespace's.
+    Tablespace(u32),
+}
+
+/// Space on one file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Space {
+    /// A directory on it.
+    pub directory: PathBuf,
+    /// Bytes that will be written.
+    pub needed: u64,
+    /// Bytes that are free, or become so.
+    pub free: u64,
+}
+
+impl Directories {
+    /// Where a member goes: below which directory, and its path there; empty for the directory itself.
+    pub fn locate<'p>(&self, path: &'p MemberPath) -> (Place, &'p Path) {
+        let path = path.as_path();
+        let whole = (Place::Data, path);
+        if let Ok(below) = path.strip_prefix("pg_wal") {
+            return if self.wal.is_some() { (Place::Wal, below) } else { whole };
+        }
+        let Ok(below) = path.strip_prefix("pg_tblspc") else { return whole };
+        let Some(oid) = below.iter().next() else { return whole };
+        match oid.to_str().and_then(|oid| oid.parse().ok()).filter(|oid| self.tablespaces.contains_key(oid)) {
+            Some(number) => (Place::Tablespace(number), below.strip_prefix(oid).unwrap_or(below)),
+            None => whole,
+        }
+    }
+
+    /// Every directory and what it is for.
+    pub fn all(&self) -> impl Iterator<Item = (Place, &Path)> {
+        let wal = self.wal.iter().map(|path| (Place::Wal, path.as_path()));
+        let tablespaces = self.tablespaces.iter().map(|(oid, path)| (Place::Tablespace(*oid), path.as_path()));
+        std::iter::once((Place::Data, self.data.as_path())).chain(wal).chain(tablespaces)
+    }
+
+    /// Refuses directories in which something is.
+    ///
+    /// # Errors
+    /// `Conflict`.
+    pub fn refuse_used(&self) -> Result<()> {
+        self.refuse_running_server()?;
+        for (place, path) in self.all() {
+            if let Some(first) = first_entry(path)? {
+                return Err(not_empty(place, path, &first));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses to restore over anything but an earlier state of the same cluster, with no server on it.
+    ///
+    /// # Errors
+    /// `Conflict`.
+    pub fn refuse_foreign(&self, backup: &Backup) -> Result<()> {
+        self.refuse_running_server()?;
+        // Directories elsewhere belong to the cluster only if it says so itself: what is in one that was chosen by its
+        // name alone may be another server's.
+        for (place, path) in self.all().filter(|(place, _)| *place != Place::Data) {
+            let linked = fs::canonicalize(self.data.join(link_to(place))).ok();
+            let same = linked.is_some() && linked == fs::canonicalize(path).ok();
+            if let Some(first) = first_entry(path)?.filter(|_| !same) {
+                return Err(not_empty(place, path, &first));
+            }
+        }
+        if first_entry(&self.data)?.is_none() {
+            return Ok(());
+        }
+        let refused = |problem: String| {
+            Error::new(Kind::Conflict, format!("will not restore over \"{}\": {problem}", self.data.display()))
+                .hint("--delta is for a directory with an earlier state of the same cluster.")
+        };
+        let version = fs::read_to_string(self.data.join("PG_VERSION"));
+        let version = version.map_err(|_| refused("there is no PG_VERSION in it".to_owned()))?;
+        if version.trim() != backup.pg_major().to_string() {
+            return Err(refused(format!(
+                "it is of PostgreSQL {}, the backup of {}",
+                version.trim(),
+                backup.pg_major()
+            )));
+        }
+        let control = ["global/pg_control", STAGED_CONTROL].into_iter().find_map(|name| {
+            let bytes = fs::read(self.data.join(name)).ok()?;
+            ControlFile::parse(&bytes).ok()
+        });
+        match control.map(|control| control.system_identifier) {
+            Some(found) if found == backup.system_identifier => Ok(()),
+            Some(found) => {
+                Err(refused(format!("its system identifier is {found}, the backup's {}", backup.system_identifier)))
+            }
+            None => Err(refused("its pg_control cannot be read".to_owned())),
+        }
+    }
+
+    fn refuse_running_server(&self) -> Result<()> {
+        let path = self.data.join("postmaster.pid");
+        if !path.exists() {
+            return Ok(());
+        }
+        let running = match PostmasterPid::read(&self.data).and_then(|found| Pid::from_raw(found.pid.abs())) {
+            // A process of another user is one as well.
+            Some(pid) => test_kill_process(pid) != Err(rustix::io::Errno::SRCH),
+            None => true,
+        };
+        if !running {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Conflict, format!("a server may be running on \"{}\"", self.data.display()))
+            .hint(format!("Stop it first. If there certainly is none, remove \"{}\".", path.display())))
+    }
+
+    /// Compares what will be written with what is free, by file system. What `replaced` says of a directory becomes
+    /// free first.
+    ///
+    /// # Errors
+    /// From the operating system.
+    pub fn space(&self, entries: &[IndexEntry], kept_wal: u64, replaced: &BTreeMap<Place, u64>) -> Result<Vec<Space>> {
+        let mut needed: BTreeMap<Place, u64> = BTreeMap::new();
+        for entry in entries {
+            let size = entry.contents.as_ref().map_or(0, |contents| contents.size);
+            *needed.entry(self.locate(&entry.path).0).or_default() += size;
+        }
+        let wal = if self.wal.is_some() { Place::Wal } else { Place::Data };
+        *needed.entry(wal).or_default() += kept_wal;
+        let mut spaces: BTreeMap<u64, Space> = BTreeMap::new();
+        for (place, path) in self.all() {
+            let (directory, metadata) = nearest_existing(path)?;
+            let stat = rustix::fs::statvfs(directory).map_err(std::io::Error::from).context("look at", directory)?;
+            let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+            let space =
+                spaces.entry(metadata.dev()).or_insert_with(|| Space { directory: path.to_owned(), needed: 0, free });
+            space.needed += needed.get(&place).unwrap_or(&0);
+            space.free += replaced.get(&place).unwrap_or(&0);
+        }
+        Ok(spaces.into_values().collect())
+    }
+}
+
+/// The link in the data directory that leads to a directory elsewhere.
+pub fn link_to(place: Place) -> PathBuf {
+    match place {
+        Place::Data => PathBuf::new(),
+        Place::Wal => "pg_wal".into(),
+        Place::Tablespace(oid) => Path::new("pg_tblspc").join(oid.to_string()),
+    }
+}
+
+fn not_empty(place: Place, path: &Path, first: &Path) -> Error {
+    let found = format!("directory \"{}\" is not empty: \"{}\" is in it", path.display(), first.display());
+    Error::new(Kind::Conflict, found).hint(match place {
+        Place::Data => "Name another directory, empty it, or say --delta to restore over the same cluster's files.",
+        Place::Wal => "Name another directory with --waldir, or empty it.",
+        Place::Tablespace(_) => {
+            "Give the tablespace another directory: --tablespace-mapping OLDDIR=NEWDIR. The one it had may belong to a \
+             server that still runs."
+        }
+    })
+}
+
+/// The first thing in a directory; nothing if it is empty or does not exist.
+fn first_entry(path: &Path) -> Result<Option<PathBuf>> {
+    let Some(root) = existing(path)? else { return Ok(None) };
+    let entries = root.entries(Path::new(""))?.into_iter().map(|entry| entry.name);
+    Ok(entries.filter(|name| name != Path::new(LOST_AND_FOUND)).next())
+}
+
+/// Refuses what will not fit.
+///
+/// # Errors
+/// `Unavailable`, with both numbers.
+pub fn refuse_too_little(spaces: &[Space]) -> Result<()> {
+    let Some(full) = spaces.iter().find(|space| space.needed > space.free) else { return Ok(()) };
+    Err(Error::new(
+        Kind::Unavailable,
+        format!(
+            "not enough space for \"{}\": {} needed, {} free on its file system",
+            full.directory.display(),
+            bytes(full.needed),
+            bytes(full.free)
+        ),
+    )
+    .hint("Make room, or spread the backup with --tablespace-mapping and --waldir."))
+}
+
+/// Opens a directory if it exists.
+fn existing(path: &Path) -> Result<Option<Root>> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Root::open(path).map(Some),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("look at", path, error)),
+    }
+}
+
+fn nearest_existing(path: &Path) -> Result<(&Path, fs::Metadata)> {
+    for directory in path.ancestors() {
+        match fs::metadata(directory) {
+            Ok(metadata) => return Ok((directory, metadata)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io("look at", directory, error)),
+        }
+    }
+    Err(Error::new(Kind::NotFound, format!("no directory above \"{}\" exists", path.display())))
+}
+
+/// Bytes that files below a directory take up.
+///
+/// # Errors
+/// From the operating system.
+pub fn allocated(root: &Root, path: &Path) -> Result<u64> {
+    let mut total = 0;
+    for entry in root.entries(path)? {
+        total += match entry.kind {
+            EntryKind::Directory if entry.name != Path::new(LOST_AND_FOUND) => allocated(root, &path.join(entry.name))?,
+            EntryKind::Directory | EntryKind::Other => 0,
+            EntryKind::File => entry.allocated,
+        };
+    }
+    Ok(total)
+}

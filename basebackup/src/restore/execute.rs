@@ -1,0 +1,179 @@
+//! A plan carried out: every step before the last leaves a directory that no server starts on.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use walkeep_common::cli::Reporter;
+use walkeep_common::error::{Error, Kind, Result};
+use walkeep_common::repository::backup::Backup;
+use walkeep_common::retry::Patience;
+use walkeep_common::wal_archive::WalArchive;
+
+use super::contents::damaged;
+use super::delta;
+use super::destination::Destination;
+use super::directories::{Place, STAGED_CONTROL, allocated};
+use super::finish::{ForeignTargets, SIGNAL_FILES, publish_control, write_manifest, write_settings, write_wal};
+use super::root::Root;
+use super::write::{FileWriter, create_directories, create_files, synchronize};
+use crate::meter::Meter;
+use crate::pack::index::IndexEntry;
+use crate::pack::member::MemberPath;
+
+/// An outage shorter than this costs a restore nothing but time.
+const PATIENCE: Patience = Patience::For(Duration::from_secs(10 * 60));
+
+const CONTROL: &str = "global/pg_control";
+const VERSION: &str = "PG_VERSION";
+
+/// What to write, and where to.
+#[derive(Debug)]
+pub struct Work {
+    /// Where it comes from.
+    pub archive: WalArchive,
+    /// The backup.
+    pub backup: Backup,
+    /// All its members.
+    pub entries: Vec<IndexEntry>,
+    /// Where it goes.
+    pub destination: Destination,
+    /// How many parts at a time.
+    pub jobs: usize,
+    /// The settings for recovery.
+    pub settings: Vec<(String, String)>,
+    /// The file that makes the server recover.
+    pub signal_file: &'static str,
+    /// What to do with what is there.
+    pub existing: Existing,
+}
+
+/// What to do with what is in the directories.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Existing {
+    /// They are empty.
+    Nothing,
+    /// Keep what is the same.
+    Delta,
+}
+
+/// What was done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Done {
+    /// How many files could stay as they were.
+    pub kept: usize,
+    /// What the configuration in the data directory has to say.
+    pub targets: ForeignTargets,
+}
+
+/// Restores.
+///
+/// # Errors
+/// `Damaged` if the backup is not what was stored; `Refused`; `Unavailable`; from the operating system. The directories
+/// are left as they are then, for `--delta` to go on with.
+pub async fn execute(work: Work, reporter: Reporter) -> Result<Done> {
+    let archive = work.archive.with_patience(PATIENCE);
+    let destination = Arc::new(work.destination);
+    let (early, entries) = sort_out(&archive, &work.backup, work.entries)?;
+    let meter = Arc::new(Meter::new("restored", entries.iter().map(size).sum()));
+    let writer = |meter: &Arc<Meter>| {
+        let (archive, backup) = (archive.clone(), work.backup.clone());
+        Arc::new(FileWriter::new(archive, backup, Arc::clone(&destination), Arc::clone(meter)))
+    };
+    let copying = async {
+        begin(&destination, &early, writer(&Arc::new(Meter::new("", 0)))).await?;
+        let kept = match work.existing {
+            Existing::Delta => delta::clear(&destination, &entries, &meter, work.jobs).await?,
+            Existing::Nothing => HashSet::new(),
+        };
+        create_directories(&destination, &entries)?;
+        destination.link()?;
+        destination.set_modes()?;
+        let missing: Vec<IndexEntry> =
+            entries.iter().filter(|entry| entry.contents.is_some() && !kept.contains(&entry.path)).cloned().collect();
+        create_files(&destination, &missing)?;
+        writer(&meter).write(&missing, work.jobs).await?;
+        Ok::<usize, Error>(kept.len())
+    };
+    let copied = tokio::select! {
+        copied = copying => copied,
+        never = meter.report(reporter) => match never {},
+    };
+    Meter::clear();
+    let kept = copied?;
+    write_wal(&archive, &work.backup, &destination).await?;
+    write_manifest(&archive, &work.backup, &destination).await?;
+    let targets = write_settings(&destination, &work.settings, work.signal_file)?;
+    synchronize(&destination, &Arc::new(entries), work.jobs).await?;
+    publish_control(&destination)?;
+    Ok(Done { kept, targets })
+}
+
+/// A member that is written before all others.
+struct Early {
+    /// The member, under the name it is written under.
+    entry: IndexEntry,
+    /// The name it gets once it is durable.
+    name: &'static str,
+}
+
+/// The members that are written first, and all others.
+fn sort_out(
+    archive: &WalArchive,
+    backup: &Backup,
+    mut entries: Vec<IndexEntry>,
+) -> Result<(Vec<Early>, Vec<IndexEntry>)> {
+    entries.retain(|entry| !SIGNAL_FILES.iter().any(|name| entry.path.as_path() == Path::new(name)));
+    let is = |entry: &IndexEntry, name: &str| entry.path.as_path() == Path::new(name) && entry.contents.is_some();
+    let find = |name: &str| {
+        let missing = || damaged(archive, backup, "files.ndjson.zst", &format!("\"{name}\" is not in it"));
+        entries.iter().find(|entry| is(entry, name)).cloned().ok_or_else(missing)
+    };
+    let _ = find("backup_label")?;
+    let mut early = Vec::new();
+    for (member, name) in [(VERSION, VERSION), (CONTROL, STAGED_CONTROL)] {
+        let path = MemberPath::new(format!("{name}.new").into_bytes());
+        let path = path.map_err(|error| Error::new(Kind::Internal, "cannot stage a file").caused_by(error))?;
+        early.push(Early { entry: IndexEntry { path, ..find(member)? }, name });
+    }
+    early.sort_by_key(|early| early.entry.pack);
+    entries.retain(|entry| !is(entry, CONTROL) && !is(entry, VERSION));
+    Ok((early, entries))
+}
+
+/// Makes the directory one that no server starts on and that is known, whatever happens from here on: its version and
+/// its system identifier are there, its `pg_control` is not.
+async fn begin(destination: &Destination, early: &[Early], writer: Arc<FileWriter>) -> Result<()> {
+    let data = destination.data()?;
+    data.make_directory(Path::new("global"), destination.mode, destination.owner)?;
+    if data.exists(Path::new(CONTROL))? {
+        data.rename(Path::new(CONTROL), Path::new(STAGED_CONTROL))?;
+        data.synchronize(Path::new("global"))?;
+    }
+    let entries: Vec<IndexEntry> = early.iter().map(|early| early.entry.clone()).collect();
+    for entry in &entries {
+        data.remove_file(entry.path.as_path())?;
+    }
+    create_files(destination, &entries)?;
+    writer.write(&entries, 1).await?;
+    for Early { entry, name } in early {
+        data.synchronize(entry.path.as_path())?;
+        data.rename(entry.path.as_path(), Path::new(name))?;
+    }
+    data.synchronize(Path::new("global"))?;
+    data.synchronize(Path::new(""))
+}
+
+/// How many bytes of the existing directories are replaced.
+///
+/// # Errors
+/// From the operating system.
+pub fn replaced(directories: &super::directories::Directories) -> Result<BTreeMap<Place, u64>> {
+    let existing = directories.all().filter(|(_, path)| path.exists());
+    existing.map(|(place, path)| Ok((place, allocated(&Root::open(path)?, Path::new(""))?))).collect()
+}
+
+fn size(entry: &IndexEntry) -> u64 {
+    entry.contents.as_ref().map_or(0, |contents| contents.size)
+}

@@ -1,0 +1,172 @@
+//! What a restore adds to the files of the backup, and the last step that lets a server start.
+
+use std::io::{Read as _, Write as _};
+use std::path::Path;
+
+use walkeep_common::error::{Error, IoContext as _, Kind, Result};
+use walkeep_common::postgres::tablespace_map::{self, TablespaceLink};
+use walkeep_common::repository::backup::Backup;
+use walkeep_common::wal::name::WalFileName;
+use walkeep_common::wal_archive::WalArchive;
+
+use super::contents;
+use super::destination::Destination;
+use super::directories::{Directories, STAGED_CONTROL};
+use super::root::Root;
+use super::settings::{recovery_targets, rewrite};
+use crate::files::manifest::{ManifestFile, ManifestReader, replace_file};
+
+/// PostgreSQL's list of the links in `pg_tblspc`.
+const TABLESPACE_MAP: &str = "tablespace_map";
+const AUTO_CONF: &str = "postgresql.auto.conf";
+/// The first major that summarizes WAL.
+const SUMMARIES_SINCE: u32 = 17;
+
+/// The files that make a server recover; what a backup of a standby has of them says nothing about the restored one.
+pub(super) const SIGNAL_FILES: [&str; 2] = ["recovery.signal", "standby.signal"];
+
+/// Points `tablespace_map` to where the tablespaces are now, or PostgreSQL would link to where they were. Stores the
+/// manifest, which says the same.
+///
+/// # Errors
+/// `Damaged` if either is not what PostgreSQL writes; `Refused`; `Unavailable`; from the operating system.
+pub(super) async fn write_manifest(archive: &WalArchive, backup: &Backup, destination: &Destination) -> Result<()> {
+    let mut manifest = contents::manifest(archive, backup).await?;
+    let data = destination.data()?;
+    let damaged = |name: &str, problem: &dyn std::fmt::Display| {
+        contents::damaged(archive, backup, "backup_manifest.zst", &format!("{name}: {problem}"))
+    };
+    let map = read(data, Path::new(TABLESPACE_MAP))?;
+    let rewritten = match &map {
+        Some(map) => moved_map(map, backup, destination.directories())?,
+        None => None,
+    };
+    if let Some(map) = rewritten {
+        put(destination, data, Path::new(TABLESPACE_MAP), &map)?;
+        let mut files = ManifestReader::new(&manifest[..]);
+        let mut entry: Option<ManifestFile> = None;
+        while let Some(file) = files.next_file().map_err(|error| damaged(TABLESPACE_MAP, &error))? {
+            if file.path == Path::new(TABLESPACE_MAP) {
+                entry = Some(file);
+            }
+        }
+        let entry = entry.ok_or_else(|| damaged(TABLESPACE_MAP, &"it is not listed"))?;
+        let checksum = entry.checksum.algorithm().of(&map);
+        let replacement = ManifestFile { size: map.len() as u64, checksum, ..entry };
+        manifest =
+            replace_file(&manifest[..], Vec::new(), &replacement).map_err(|error| damaged(TABLESPACE_MAP, &error))?;
+    }
+    put(destination, data, Path::new("backup_manifest"), &manifest)
+}
+
+/// The map with every path as it is now; nothing if that is what it says already.
+fn moved_map(map: &[u8], backup: &Backup, directories: &Directories) -> Result<Option<Vec<u8>>> {
+    let damaged = |problem: String| {
+        Error::new(Kind::Damaged, format!("\"{TABLESPACE_MAP}\" of backup {} cannot be used: {problem}", backup.id))
+    };
+    let links = tablespace_map::parse(map, backup.pg_major()).map_err(|error| damaged(error.to_string()))?;
+    let moved: Vec<TablespaceLink> = links
+        .into_iter()
+        .map(|link| match directories.tablespaces.get(&link.oid) {
+            Some(path) => Ok(TablespaceLink { path: path.clone(), ..link }),
+            None => Err(damaged(format!("tablespace {} in it is not in backup.json", link.oid))),
+        })
+        .collect::<Result<_>>()?;
+    let written = tablespace_map::write(&moved, backup.pg_major());
+    let written = written.map_err(|error| Error::new(Kind::Usage, "cannot map tablespaces").caused_by(error))?;
+    Ok((written != map).then_some(written))
+}
+
+/// Makes what `pg_wal` needs, and puts the segments there that are kept with the backup.
+///
+/// # Errors
+/// `Damaged` if one is missing or not what was stored; `Refused`; `Unavailable`; from the operating system.
+pub(super) async fn write_wal(archive: &WalArchive, backup: &Backup, destination: &Destination) -> Result<()> {
+    let (mode, owner) = (destination.mode, destination.owner);
+    if destination.directories().wal.is_none() {
+        destination.data()?.make_directory(Path::new("pg_wal"), mode, owner)?;
+    }
+    let (status_root, status) = destination.in_wal("archive_status")?;
+    status_root.make_directory(&status, mode, owner)?;
+    if backup.pg_major() >= SUMMARIES_SINCE {
+        let (root, path) = destination.in_wal("summaries")?;
+        root.make_directory(&path, mode, owner)?;
+    }
+    for text in &backup.kept_wal {
+        let damaged = |problem: &str| contents::damaged(archive, backup, &format!("wal/{text}.zst"), problem);
+        let name: WalFileName = text.parse().map_err(|_| damaged("it is no segment"))?;
+        let (root, path) = destination.in_wal(text)?;
+        let create = || {
+            root.remove_file(&path)?;
+            root.create_file(&path, 0, destination.file_mode(), owner)
+        };
+        let key = archive.layout().backup_wal(&backup.id, name);
+        let fetched = archive.fetch_object(&key, name, create).await?.ok_or_else(|| damaged("it is missing"))?;
+        fetched.file.sync_all().context("synchronize", &root.path().join(&path))?;
+        root.synchronize(path.parent().unwrap_or(Path::new("")))?;
+        // Unfinished, and never to be archived from here: its timeline's own server does that when it is full.
+        put(destination, status_root, &status.join(format!("{text}.done")), b"")?;
+    }
+    status_root.synchronize(&status)
+}
+
+/// Writes the recovery settings and the signal file. Returns targets in `postgresql.conf` that get in their way.
+///
+/// # Errors
+/// From the operating system.
+pub(super) fn write_settings(
+    destination: &Destination,
+    settings: &[(String, String)],
+    signal_file: &str,
+) -> Result<ForeignTargets> {
+    let data = destination.data()?;
+    let auto_conf = Path::new(AUTO_CONF);
+    let before = read(data, auto_conf)?.unwrap_or_default();
+    put(destination, data, auto_conf, &rewrite(&before, settings))?;
+    for name in SIGNAL_FILES {
+        data.remove_file(Path::new(name))?;
+    }
+    put(destination, data, Path::new(signal_file), b"")?;
+    let Some(main) = read(data, Path::new("postgresql.conf"))? else { return Ok(ForeignTargets::NoConfiguration) };
+    let ours: Vec<&String> = settings.iter().map(|(name, _)| name).collect();
+    let foreign: Vec<String> = recovery_targets(&main).into_iter().filter(|name| !ours.contains(&name)).collect();
+    Ok(if foreign.is_empty() { ForeignTargets::None } else { ForeignTargets::Found(foreign) })
+}
+
+/// What `postgresql.conf` has to say about recovery.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ForeignTargets {
+    /// Nothing that is not replaced.
+    None,
+    /// These targets.
+    Found(Vec<String>),
+    /// There is no such file: as in Debian, it was elsewhere.
+    NoConfiguration,
+}
+
+/// The last step: from now on a server can start.
+///
+/// # Errors
+/// From the operating system.
+pub(super) fn publish_control(destination: &Destination) -> Result<()> {
+    let data = destination.data()?;
+    data.rename(Path::new(STAGED_CONTROL), Path::new("global/pg_control"))?;
+    data.synchronize(Path::new("global"))
+}
+
+/// Reads a file of the data directory; nothing if there is none.
+fn read(root: &Root, path: &Path) -> Result<Option<Vec<u8>>> {
+    if !root.exists(path)? {
+        return Ok(None);
+    }
+    let mut bytes = Vec::new();
+    let _ = root.open_to_read(path)?.read_to_end(&mut bytes).context("read file", &root.path().join(path))?;
+    Ok(Some(bytes))
+}
+
+/// Puts a file in the place of another, if there is one.
+fn put(destination: &Destination, root: &Root, path: &Path, bytes: &[u8]) -> Result<()> {
+    root.remove_file(path)?;
+    let mut file = root.create_file(path, 0, destination.file_mode(), destination.owner)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).context("write file", &root.path().join(path))
+}

@@ -1,0 +1,222 @@
+//! `basebackup restore`: a base backup in place of a data directory, ready to recover to a target.
+//!
+//! First everything is decided ([`plan`]) and looked at ([`directories`]), then written ([`execute`]): below the
+//! declared directories only ([`root`]), verified, and durable before `pg_control`, without which no server starts,
+//! gets its name.
+
+mod advice;
+pub mod args;
+pub mod contents;
+mod delta;
+pub mod destination;
+pub mod directories;
+pub mod execute;
+mod finish;
+pub mod owner;
+pub mod plan;
+pub mod recovery;
+pub mod root;
+pub mod settings;
+pub mod tablespaces;
+pub mod target;
+pub mod time;
+mod write;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use jiff::tz::TimeZone;
+use walkeep_common::cli::{Reporter, Severity, host_name};
+use walkeep_common::config::Config;
+use walkeep_common::error::{Error, IoContext as _, Kind, Result};
+use walkeep_common::repository::backup::Backup;
+use walkeep_common::wal_archive::WalArchive;
+
+use self::args::BackupChoice;
+pub use self::args::RestoreArgs;
+use self::destination::Destination;
+use self::directories::{Directories, Space, refuse_too_little};
+use self::execute::{Existing, Work, execute, replaced};
+use self::owner::{Accounts, Ownership};
+use self::plan::{Plan, plan};
+use self::recovery::{Archiving, find_archive_get, relied_on, restore_command, settings, signal_file};
+use self::tablespaces::place;
+use self::target::Request;
+use crate::catalog::{Catalog, archives};
+use crate::list::READ_PATIENCE;
+use crate::output::{Format, bytes, print, print_json};
+use crate::pack::index::IndexEntry;
+
+/// More jobs than this gain nothing on one host.
+const MOST_JOBS: usize = 8;
+
+/// Everything that is known before anything is written.
+#[derive(Debug)]
+struct Preparation {
+    archive: WalArchive,
+    plan: Plan,
+    directories: Directories,
+    entries: Vec<IndexEntry>,
+    spaces: Vec<Space>,
+    ownership: Ownership,
+    archiving: Archiving,
+    settings: Vec<(String, String)>,
+}
+
+/// Restores a backup, or says what a restore would do.
+///
+/// # Errors
+/// `Usage`; `NotFound` or `Hole` if the target cannot be reached; `Conflict` if a directory is in use; `Damaged` if the
+/// backup is not what was stored; `Refused`; `Unavailable`.
+pub async fn restore(args: &RestoreArgs, config: &Config, reporter: Reporter) -> Result<()> {
+    let begun = Instant::now();
+    let prepared = prepare(args, config).await?;
+    print_plan(&prepared, args.format)?;
+    let warnings = prepared.plan.warnings.iter().chain(&prepared.ownership.warning);
+    warnings.for_each(|warning| reporter.print(Severity::Warning, warning, None));
+    refuse_too_little(&prepared.spaces)?;
+    let variables = relied_on(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()));
+    if !variables.is_empty() {
+        let message =
+            format!("the restored server needs these environment variables as well: {}", variables.join(", "));
+        reporter.print(Severity::Warning, &message, Some("It fetches WAL with the same settings as this command."));
+    }
+    if args.dry_run {
+        return Ok(());
+    }
+    let Preparation { archive, plan, directories, entries, ownership, archiving, settings, .. } = prepared;
+    let backup = plan.backup.clone();
+    let mode = data_directory_mode(&backup);
+    let work = Work {
+        archive,
+        backup,
+        entries,
+        destination: Destination::open(directories.clone(), mode, ownership.owner)?,
+        jobs: args.jobs.map_or_else(processors, usize::from),
+        settings,
+        signal_file: signal_file(&plan.request.role),
+        existing: if args.delta { Existing::Delta } else { Existing::Nothing },
+    };
+    let done = execute(work, reporter).await?;
+    advice::warn(&done, &directories, reporter);
+    match args.format {
+        Format::Text => print(&advice::next_steps(&plan, &directories, &done, archiving, begun.elapsed())),
+        Format::Json => Ok(()),
+    }
+}
+
+async fn prepare(args: &RestoreArgs, config: &Config) -> Result<Preparation> {
+    let request = Request::new(&args.target, &TimeZone::system())?;
+    let data = real_path(&args.pgdata)?;
+    let wal = args.waldir.as_deref().map(real_path).transpose()?;
+    let (archive, catalog) = find_cluster(args, config).await?;
+    let plan = plan(&archive, &catalog, &args.backup, request).await?;
+    let backup = &plan.backup;
+    let tablespaces = place(&backup.tablespaces, &args.tablespace_mapping, &data, wal.as_deref())?;
+    let directories = Directories { data, wal, tablespaces };
+    let replaced = if args.delta {
+        directories.refuse_foreign(backup)?;
+        replaced(&directories)?
+    } else {
+        directories.refuse_used()?;
+        BTreeMap::new()
+    };
+    let program = find_archive_get(std::env::current_exe().ok(), std::env::var_os("PATH"))?;
+    let command = restore_command(&program, config, backup.system_identifier, plan.last_segment)?;
+    let archiving = Archiving::decide(backup, &host_name(), &directories.data, args.keep_archiving);
+    let settings = settings(&plan, command, archiving);
+    let entries = contents::index(&archive, backup).await?;
+    let kept_wal = backup.segment_size.bytes() * backup.kept_wal.len() as u64;
+    let spaces = directories.space(&entries, kept_wal, &replaced)?;
+    let ownership = if rustix::process::geteuid().is_root() {
+        owner::decide(&backup.owner, &Accounts::read(), owner::surroundings(&directories.data))
+    } else {
+        Ownership { owner: None, warning: None }
+    };
+    Ok(Preparation { archive, directories, entries, spaces, ownership, archiving, settings, plan })
+}
+
+/// The archive of the cluster that is meant, and its backups.
+async fn find_cluster(args: &RestoreArgs, config: &Config) -> Result<(WalArchive, Catalog)> {
+    let mut found = Vec::new();
+    for archive in archives(config, args.system_identifier, READ_PATIENCE).await? {
+        let catalog = Catalog::load(&archive).await?;
+        found.push((archive, catalog));
+    }
+    if let BackupChoice::Id(id) = &args.backup
+        && let Some(holding) = found.iter().position(|(_, catalog)| catalog.find(id).is_ok())
+    {
+        return Ok(found.swap_remove(holding));
+    }
+    let several: Vec<String> =
+        found.iter().map(|(archive, _)| archive.layout().system_identifier().to_string()).collect();
+    match found.pop() {
+        Some(only) if found.is_empty() => Ok(only),
+        _ => Err(Error::new(Kind::Usage, format!("the repository holds {} clusters of this name", several.len()))
+            .hint(format!("Say which with --system-identifier, one of: {}.", several.join(", ")))),
+    }
+}
+
+fn print_plan(prepared: &Preparation, format: Format) -> Result<()> {
+    let Preparation { plan, directories, spaces, archiving, settings, .. } = prepared;
+    if format == Format::Json {
+        let mut json = plan.to_json();
+        if let Some(fields) = json.as_object_mut() {
+            let tablespaces: BTreeMap<String, &PathBuf> =
+                directories.tablespaces.iter().map(|(oid, path)| (oid.to_string(), path)).collect();
+            let settings: BTreeMap<&String, &String> = settings.iter().map(|(name, value)| (name, value)).collect();
+            fields.extend([
+                ("data_directory".to_owned(), serde_json::json!(directories.data)),
+                ("wal_directory".to_owned(), serde_json::json!(directories.wal)),
+                ("tablespaces".to_owned(), serde_json::json!(tablespaces)),
+                ("space".to_owned(), serde_json::json!(spaces)),
+                ("archiving".to_owned(), serde_json::json!(*archiving != Archiving::Off)),
+                ("settings".to_owned(), serde_json::json!(settings)),
+            ]);
+        }
+        return print_json(&json);
+    }
+    let mut text = plan.to_text();
+    let _ = writeln!(text, "{:<12}\"{}\"", "Directory", directories.data.display());
+    if let Some(wal) = &directories.wal {
+        let _ = writeln!(text, "{:<12}WAL in \"{}\"", "", wal.display());
+    }
+    for tablespace in &plan.backup.tablespaces {
+        let Some(path) = directories.tablespaces.get(&tablespace.oid) else { continue };
+        let _ = writeln!(text, "{:<12}tablespace \"{}\" in \"{}\"", "", tablespace.name, path.display());
+    }
+    for space in spaces {
+        let (needed, free) = (bytes(space.needed), bytes(space.free));
+        let _ = writeln!(text, "{:<12}{needed} needed, {free} free with \"{}\"", "Space", space.directory.display());
+    }
+    let _ = writeln!(text, "{:<12}{}", "Archiving", archiving.to_text(&plan.backup));
+    print(&text)
+}
+
+/// The path without links, as far as it exists: as PostgreSQL reports its own data directory.
+fn real_path(path: &Path) -> Result<PathBuf> {
+    let absolute = std::path::absolute(path).context("find", path)?;
+    for existing in absolute.ancestors() {
+        if let Ok(real) = fs::canonicalize(existing) {
+            let rest = absolute.strip_prefix(existing).unwrap_or(Path::new(""));
+            if rest.components().any(|part| part == std::path::Component::ParentDir) {
+                return Err(Error::new(Kind::Usage, format!("path \"{}\" leads back up", path.display())));
+            }
+            return Ok(real.join(rest).components().collect());
+        }
+    }
+    Ok(absolute)
+}
+
+/// PostgreSQL starts with no other permissions.
+fn data_directory_mode(backup: &Backup) -> u32 {
+    let recorded = u32::from_str_radix(&backup.data_directory_mode, 8).unwrap_or(0o700);
+    if recorded & 0o050 == 0o050 { 0o750 } else { 0o700 }
+}
+
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(MOST_JOBS)
+}

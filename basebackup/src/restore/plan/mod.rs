@@ -1,0 +1,300 @@
+//! What a restore will do and why: decided before anything is written.
+
+pub mod choice;
+pub mod commits;
+#[cfg(test)]
+mod tests;
+mod text;
+
+use jiff::Timestamp;
+use walkeep_common::error::{Error, Kind, Result};
+use walkeep_common::lsn::Lsn;
+use walkeep_common::repository::backup::Backup;
+use walkeep_common::wal::history::TimelineHistory;
+use walkeep_common::wal::segment::{SegmentName, SegmentSize, Timeline, segment_before, segment_of};
+use walkeep_common::wal_archive::WalArchive;
+use walkeep_common::wal_archive::inventory::Reach;
+
+use self::choice::{Chosen, choose, named, named_target};
+use self::commits::{ArchivedWal, MOST_SEGMENTS, TransactionEnd, Verdict};
+use super::args::BackupChoice;
+use super::target::{Request, Role, Target, TimelineChoice};
+use super::time::to_postgres;
+use crate::catalog::Catalog;
+use crate::list::segment_size;
+
+/// What a restore will do.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The backup.
+    pub backup: Backup,
+    /// Why this one.
+    pub backup_reason: String,
+    /// What was asked for; the target is gone where recovery ends at a hole before it.
+    pub request: Request,
+    /// Where recovery ends, as far as that is known.
+    pub end: RecoveryEnd,
+    /// The timeline written into the configuration.
+    pub timeline: RecoveryTimeline,
+    /// Why this one.
+    pub timeline_reason: String,
+    /// The WAL that is replayed.
+    pub wal: ReplayedWal,
+    /// Nothing after this segment must be fetched.
+    pub last_segment: Option<SegmentName>,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
+}
+
+/// What is known about the end of recovery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecoveryEnd {
+    /// At this position at the latest.
+    Position(Lsn),
+    /// Before this transaction's end.
+    Before(TransactionEnd),
+    /// At the target, if it is found before the archived WAL ends.
+    IfFound,
+    /// With the archived WAL.
+    ArchiveEnd,
+    /// At a hole in the archive, before this segment.
+    Hole(SegmentName),
+    /// Never: a standby goes on.
+    Never,
+}
+
+/// The value of `recovery_target_timeline`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecoveryTimeline {
+    /// This one, whatever comes into the archive later.
+    Number(Timeline),
+    /// Whichever is the newest: a standby follows its primary.
+    Latest,
+}
+
+/// WAL from the backup's start on, all seen to be archived or kept with the backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReplayedWal {
+    /// The first segment.
+    pub first: SegmentName,
+    /// The last segment that can be needed.
+    pub last: SegmentName,
+    /// How many segments.
+    pub segments: u64,
+    /// Where the archived WAL ends.
+    pub end_lsn: Lsn,
+    /// When the last archived segment was written.
+    pub written: Option<Timestamp>,
+}
+
+/// What follows from how far the WAL goes.
+#[derive(Debug)]
+struct Settled {
+    target: Target,
+    end: RecoveryEnd,
+    timeline: RecoveryTimeline,
+    timeline_reason: String,
+    last_number: u64,
+    last_segment: Option<SegmentName>,
+    warnings: Vec<String>,
+}
+
+/// Plans a restore from one cluster's archive.
+///
+/// # Errors
+/// `NotFound`: no backup, or nothing, reaches the target. `Hole`: WAL or a history in between is missing. `Damaged`,
+/// `Usage`, `Refused`, `Unavailable`.
+pub async fn plan(archive: &WalArchive, catalog: &Catalog, choice: &BackupChoice, request: Request) -> Result<Plan> {
+    let Some(size) = segment_size(archive, catalog).await? else {
+        return Err(Error::new(Kind::NotFound, "there are no base backups").hint("Take one with: basebackup take."));
+    };
+    let inventory = archive.inventory(size).await?;
+    let chosen = match choice {
+        BackupChoice::Newest => choose(&request, &catalog.backups, &inventory)?,
+        BackupChoice::Id(id) => named(&request, catalog.find(id)?, &inventory)?,
+    };
+    let first = segment_of(chosen.backup.start_lsn, size);
+    let archived = |end| ArchivedWal { archive, history: &chosen.history, size, segments: first..end };
+    let verdict = match request.target.time() {
+        Some(time) => Some(archived(chosen.reach.end).find_time(time, request.bound).await?),
+        None => None,
+    };
+    let settled = settle(&request, &chosen, verdict, size)?;
+    let written = archived(chosen.reach.end.min(settled.last_number + 1)).last_written().await?;
+    let name = |number| chosen.history.segment_name(number, size);
+    let mut warnings = chosen.warnings;
+    warnings.extend(settled.warnings);
+    warnings.extend(unusable(catalog));
+    warnings.extend(bad_pages(chosen.backup));
+    Ok(Plan {
+        backup: chosen.backup.clone(),
+        backup_reason: chosen.reason,
+        request: Request { target: settled.target, ..request },
+        end: settled.end,
+        timeline: settled.timeline,
+        timeline_reason: settled.timeline_reason,
+        wal: ReplayedWal {
+            first: name(first),
+            last: name(settled.last_number),
+            segments: (settled.last_number + 1).saturating_sub(first),
+            end_lsn: chosen.reach.end_lsn(size),
+            written,
+        },
+        last_segment: settled.last_segment,
+        warnings,
+    })
+}
+
+/// Decides what happens at the end of the archived WAL, or at a hole in it.
+fn settle(request: &Request, chosen: &Chosen<'_>, verdict: Option<Verdict>, size: SegmentSize) -> Result<Settled> {
+    let Chosen { backup, history, reach, .. } = chosen;
+    let stop_number = segment_before(backup.stop_lsn, size);
+    // Segments kept with the backup are read from pg_wal, where no hole can be.
+    let last_number = stop_number.max(reach.end.saturating_sub(1));
+    let (timeline, timeline_reason) = recovery_timeline(request, history);
+    let mut settled = Settled {
+        target: request.target.clone(),
+        end: RecoveryEnd::ArchiveEnd,
+        timeline,
+        timeline_reason,
+        last_number,
+        last_segment: None,
+        warnings: Vec::new(),
+    };
+    let until_hole = |mut settled: Settled| {
+        settled.end = RecoveryEnd::Hole(reach.missing);
+        settled.last_segment = reach.end.checked_sub(1).map(|last| history.segment_name(last, size));
+        settled.target = Target::End;
+        if let Some(last) = settled.last_segment.filter(|_| timeline != RecoveryTimeline::Latest) {
+            settled.timeline = RecoveryTimeline::Number(last.timeline.max(backup.timeline));
+            "where the hole is".clone_into(&mut settled.timeline_reason);
+        }
+        settled
+    };
+    match (&request.target, verdict) {
+        (Target::Immediate, _) => {
+            settled.end = RecoveryEnd::Position(backup.stop_lsn);
+            settled.last_number = stop_number;
+            settled.timeline = RecoveryTimeline::Number(backup.timeline);
+            "the backup's own: recovery goes no further than its end".clone_into(&mut settled.timeline_reason);
+            if reach.hole && reach.end <= stop_number {
+                settled.last_segment = reach.end.checked_sub(1).map(|last| history.segment_name(last, size));
+            }
+            Ok(settled)
+        }
+        (Target::Lsn(lsn), _) if segment_of(*lsn, size) < reach.end => {
+            settled.end = RecoveryEnd::Position(*lsn);
+            settled.last_number = stop_number.max(segment_of(*lsn, size));
+            Ok(settled)
+        }
+        (Target::Time(_), Some(Verdict::Stops(end))) => {
+            settled.end = RecoveryEnd::Before(end);
+            settled.last_number = stop_number.max(segment_of(end.lsn, size));
+            Ok(settled)
+        }
+        (Target::Xid(_) | Target::Name(_), _) => {
+            settled.end = RecoveryEnd::IfFound;
+            if reach.hole {
+                settled.warnings.push(format!(
+                    "\"{}\" is missing in the archive although later WAL is there: {} is only found if it comes before",
+                    reach.missing,
+                    named_target(request)
+                ));
+            }
+            Ok(settled)
+        }
+        (Target::End, _) if request.role != Role::Primary => settle_standby(request, reach, settled),
+        _ if reach.hole && request.until_hole => Ok(until_hole(settled)),
+        (_, verdict) if reach.hole => Err(refuse_hole(request, reach, verdict)),
+        (Target::Time(moment), Some(Verdict::AfterLast(last))) => Err(Error::new(
+            Kind::NotFound,
+            format!("the target {} lies after the last archived end of a transaction, at {}", moment.time, last.time),
+        )
+        .hint(format!(
+            "To recover up to and with that transaction: --target-lsn={}. To recover everything that is archived: no \
+             target.",
+            last.lsn
+        ))),
+        (Target::Time(_), _) => {
+            settled.end = RecoveryEnd::IfFound;
+            settled.warnings.push(format!(
+                "no transaction ended in the last {MOST_SEGMENTS} archived segments: whether the target is reached \
+                 cannot be told"
+            ));
+            Ok(settled)
+        }
+        (Target::Lsn(lsn), _) => Err(Error::new(
+            Kind::NotFound,
+            format!("the target {lsn} lies beyond the end of the archived WAL at {}", reach.end_lsn(size)),
+        )
+        .hint("WAL that was not archived may still be in pg_wal of the server that wrote it.")),
+        _ => Ok(settled),
+    }
+}
+
+/// A standby can get from its primary what the archive lacks, if it has one.
+fn settle_standby(request: &Request, reach: &Reach, mut settled: Settled) -> Result<Settled> {
+    settled.end = RecoveryEnd::Never;
+    if !reach.hole {
+        return Ok(settled);
+    }
+    if !matches!(&request.role, Role::Standby { primary_conninfo: Some(_), .. }) {
+        return Err(refuse_hole(request, reach, None));
+    }
+    settled.warnings.push(format!(
+        "\"{}\" is missing in the archive although later WAL is there: the standby must get it from its primary",
+        reach.missing
+    ));
+    Ok(settled)
+}
+
+fn refuse_hole(request: &Request, reach: &Reach, verdict: Option<Verdict>) -> Error {
+    let last = match verdict {
+        Some(Verdict::AfterLast(last)) => {
+            format!("; the last transaction before it ended at {}", to_postgres(last.time))
+        }
+        _ => String::new(),
+    };
+    let way_out = match request.role {
+        Role::Primary => "To recover up to the hole: --until-hole.",
+        Role::Standby { .. } => "A primary that still has it can be named with --primary-conninfo.",
+    };
+    Error::new(
+        Kind::Hole,
+        format!(
+            "cannot recover to {}: \"{}\" is missing in the archive although later WAL is there{last}",
+            named_target(request),
+            reach.missing
+        ),
+    )
+    .hint(format!("It may still be in pg_wal of the server that wrote it. {way_out}"))
+}
+
+fn recovery_timeline(request: &Request, history: &TimelineHistory) -> (RecoveryTimeline, String) {
+    let timeline = history.timeline();
+    match (request.timeline, &request.role) {
+        (TimelineChoice::Latest, Role::Standby { .. }) => {
+            (RecoveryTimeline::Latest, "a standby follows its primary".to_owned())
+        }
+        (TimelineChoice::Latest, Role::Primary) => {
+            (RecoveryTimeline::Number(timeline), "the newest in the archive".to_owned())
+        }
+        (TimelineChoice::Current, _) => (RecoveryTimeline::Number(timeline), "the backup's own".to_owned()),
+        (TimelineChoice::Number(_), _) => (RecoveryTimeline::Number(timeline), "asked for".to_owned()),
+    }
+}
+
+fn unusable(catalog: &Catalog) -> impl Iterator<Item = String> {
+    catalog.unusable.iter().map(|(id, problem)| format!("base backup {id} cannot be used: {problem}"))
+}
+
+fn bad_pages(backup: &Backup) -> Option<String> {
+    let first = backup.bad_pages.first()?;
+    Some(format!(
+        "the backup holds {} with a wrong checksum, as the server had them: \"{}\" block {}{}",
+        if backup.bad_pages.len() == 1 { "a page".to_owned() } else { format!("{} pages", backup.bad_pages.len()) },
+        first.file,
+        first.block,
+        if backup.bad_pages.len() == 1 { "" } else { ", …" }
+    ))
+}

@@ -1,0 +1,196 @@
+//! The recovery settings of the restored server.
+
+use std::path::{Path, PathBuf};
+
+use walkeep_common::config::Config;
+use walkeep_common::error::{Error, Kind, Result};
+use walkeep_common::repository::backup::Backup;
+use walkeep_common::wal::segment::SegmentName;
+
+use super::plan::{Plan, RecoveryTimeline};
+use super::target::{Bound, Role, Target};
+
+/// The program that fetches WAL.
+const ARCHIVE_GET: &str = "archive-get";
+
+/// Whether the restored server archives its WAL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Archiving {
+    /// As configured: it is the same server, in its own place.
+    SamePlace,
+    /// As configured: it was asked for.
+    Kept,
+    /// Off: what another server in another place archives would get in the way of the first one's.
+    Off,
+}
+
+impl Archiving {
+    /// Decides by where the backup was taken and where it goes.
+    pub fn decide(backup: &Backup, host: &str, data_directory: &Path, keep: bool) -> Self {
+        if host == backup.host && data_directory == Path::new(&backup.data_directory) {
+            Self::SamePlace
+        } else if keep {
+            Self::Kept
+        } else {
+            Self::Off
+        }
+    }
+
+    /// What it is, and why.
+    pub fn to_text(self, backup: &Backup) -> String {
+        match self {
+            Self::SamePlace => "as configured: host and data directory are those of the backup".to_owned(),
+            Self::Kept => {
+                "as configured (--keep-archiving), into the same archive as the server of the backup".to_owned()
+            }
+            Self::Off => format!(
+                "off: this is not \"{}\" on host \"{}\", where the backup was taken (--keep-archiving leaves it on)",
+                backup.data_directory, backup.host
+            ),
+        }
+    }
+}
+
+/// The file whose presence makes the server recover.
+pub fn signal_file(role: &Role) -> &'static str {
+    match role {
+        Role::Primary => "recovery.signal",
+        Role::Standby { .. } => "standby.signal",
+    }
+}
+
+/// Everything that is written into `postgresql.auto.conf`, in order.
+pub fn settings(plan: &Plan, restore_command: String, archiving: Archiving) -> Vec<(String, String)> {
+    let mut settings = vec![("restore_command", restore_command)];
+    let request = &plan.request;
+    let timeline = match plan.timeline {
+        RecoveryTimeline::Number(timeline) => timeline.to_string(),
+        RecoveryTimeline::Latest => "latest".to_owned(),
+    };
+    settings.push(("recovery_target_timeline", timeline));
+    if let Some(target) = request.target.setting() {
+        settings.push(target);
+        let has_bound = !matches!(request.target, Target::Immediate | Target::Name(_));
+        if has_bound && request.bound == Bound::Exclusive {
+            settings.push(("recovery_target_inclusive", "off".to_owned()));
+        }
+        settings.push(("recovery_target_action", request.action.unwrap_or_default().as_str().to_owned()));
+    }
+    if let Role::Standby { primary_conninfo, slot } = &request.role {
+        settings.extend(primary_conninfo.clone().map(|conninfo| ("primary_conninfo", conninfo)));
+        settings.extend(slot.clone().map(|slot| ("primary_slot_name", slot)));
+    }
+    if archiving == Archiving::Off {
+        settings.push(("archive_mode", "off".to_owned()));
+    }
+    settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// The command that fetches WAL from this archive, and from nowhere else.
+pub fn restore_command(
+    program: &Path,
+    config: &Config,
+    system_identifier: u64,
+    last_segment: Option<SegmentName>,
+) -> Result<String> {
+    let flags = config.flags();
+    let mut words = vec![text(program)?];
+    if let Some(file) = &flags.config {
+        words.extend(["--config".to_owned(), text(file)?]);
+    }
+    words.extend(flags.repository.into_iter().flat_map(|url| ["--repository".to_owned(), url]));
+    words.extend(flags.cluster.into_iter().flat_map(|cluster| ["--cluster".to_owned(), cluster]));
+    words.extend(["--system-identifier".to_owned(), system_identifier.to_string()]);
+    if let Some(last) = last_segment {
+        words.extend(["--last-segment".to_owned(), format!("{}/{last}", last.timeline)]);
+    }
+    // PostgreSQL replaces what follows a percent sign before the shell sees the command.
+    let words: Vec<String> = words.iter().map(|word| shell_quoted(word).replace('%', "%%")).collect();
+    Ok(format!("{} %f %p", words.join(" ")))
+}
+
+fn text(path: &Path) -> Result<String> {
+    let text = path.to_str().filter(|text| !text.contains(char::is_control));
+    text.map(str::to_owned).ok_or_else(|| {
+        Error::new(Kind::Usage, format!("path \"{}\" cannot be written into restore_command", path.display()))
+    })
+}
+
+fn shell_quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-' | ':' | '%' | '=' | '+' | ',');
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+/// Finds `archive-get`: beside this program, else on the search path.
+///
+/// # Errors
+/// `Usage` if there is none.
+pub fn find_archive_get(own: Option<PathBuf>, search_path: Option<std::ffi::OsString>) -> Result<PathBuf> {
+    let beside = own.as_deref().and_then(Path::parent).map(Path::to_owned);
+    let searched = search_path.iter().flat_map(std::env::split_paths).filter(|directory| directory.is_absolute());
+    let mut candidates = beside.into_iter().chain(searched).map(|directory| directory.join(ARCHIVE_GET));
+    candidates.find(|candidate| candidate.is_file()).ok_or_else(|| {
+        Error::new(Kind::Usage, "the program \"archive-get\" is neither beside this one nor on the search path")
+            .hint("The restored server fetches its WAL with it: install it on this host.")
+    })
+}
+
+/// Environment variables that this run relied on, and that PostgreSQL does not pass on unless it has them itself.
+pub fn relied_on(names: impl Iterator<Item = String>) -> Vec<String> {
+    let known = ["WALKEEP_CONFIG", "WALKEEP_REPOSITORY", "WALKEEP_CLUSTER"];
+    let ours = |name: &str| name.starts_with("WALKEEP_") && !known.contains(&name);
+    let credentials = |name: &str| {
+        ["AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION"].contains(&name)
+            || name.starts_with("GOOGLE_")
+            || name.starts_with("AZURE_")
+    };
+    let mut names: Vec<String> = names.filter(|name| ours(name) || credentials(name)).collect();
+    names.sort_unstable();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use walkeep_common::config::Flags;
+
+    use super::*;
+
+    fn config(repository: &str) -> Config {
+        let flags = Flags { repository: Some(repository.to_owned()), ..Flags::default() };
+        Config::resolve(&flags, |_| None).unwrap()
+    }
+
+    #[test]
+    fn the_command_survives_shell_and_percent_signs() {
+        let config = Config { file: Some("/etc/it's/walkeep.toml".into()), ..config("file:///mnt/100% safe") };
+        let last = "00000001000000000000000A".parse().unwrap();
+        assert_eq!(
+            restore_command(Path::new("/opt/my tools/archive-get"), &config, 7, Some(last)).unwrap(),
+            "'/opt/my tools/archive-get' --config '/etc/it'\\''s/walkeep.toml' --repository 'file:///mnt/100%% safe' \
+             --cluster main --system-identifier 7 --last-segment 1/00000001000000000000000A %f %p"
+        );
+        assert!(restore_command(Path::new("/a\nb"), &config, 7, None).is_err());
+    }
+
+    #[test]
+    fn archive_get_is_looked_for_beside_this_program_first() {
+        let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let own = Some(first.path().join("basebackup"));
+        let search = || Some(second.path().as_os_str().to_owned());
+        assert_eq!(find_archive_get(own.clone(), search()).unwrap_err().kind(), Kind::Usage);
+        std::fs::write(second.path().join("archive-get"), "").unwrap();
+        assert_eq!(find_archive_get(own.clone(), search()).unwrap(), second.path().join("archive-get"));
+        std::fs::write(first.path().join("archive-get"), "").unwrap();
+        assert_eq!(find_archive_get(own, search()).unwrap(), first.path().join("archive-get"));
+    }
+
+    #[test]
+    fn variables_that_the_command_will_miss_are_named() {
+        let names = ["PATH", "WALKEEP_REPOSITORY", "WALKEEP_S3_ENDPOINT", "AWS_ACCESS_KEY_ID"];
+        assert_eq!(relied_on(names.into_iter().map(str::to_owned)), ["AWS_ACCESS_KEY_ID", "WALKEEP_S3_ENDPOINT"]);
+    }
+}

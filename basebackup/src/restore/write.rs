@@ -1,0 +1,330 @@
+//! From packs to files: parts of packs are fetched, decompressed, checked and written in parallel.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use walkeep_common::error::{Error, IoContext as _, Kind, Result};
+use walkeep_common::repository::backup::{Backup, Pack};
+use walkeep_common::repository::layout::pack_name;
+use walkeep_common::wal_archive::WalArchive;
+
+use super::contents::damaged;
+use super::destination::Destination;
+use crate::meter::Meter;
+use crate::pack::frames::InvalidFrame;
+use crate::pack::index::IndexEntry;
+use crate::pack::member::MemberPath;
+use crate::pack::reader::{FrameGroup, PackLayout, Piece};
+use crate::pack::seek_table::{FOOTER_BYTES, SeekTable, table_bytes};
+
+/// Plain bytes fetched and held by one job at a time; stored ones are hardly ever more.
+const GROUP_BYTES: u64 = 16 << 20;
+/// The end of a pack that most likely holds its whole seek table.
+const LIKELY_TABLE_BYTES: u64 = 64 * 1024;
+/// File systems keep holes of this size.
+const HOLE_BYTES: usize = 4096;
+/// How often bytes that do not decompress are fetched: the network may have damaged them.
+const FETCHES: usize = 2;
+
+/// Writes the contents of members whose files were created.
+#[derive(Debug)]
+pub(super) struct FileWriter {
+    archive: WalArchive,
+    backup: Backup,
+    destination: Arc<Destination>,
+    checks: Checks,
+    meter: Arc<Meter>,
+}
+
+/// What was written of each file so far.
+#[derive(Debug, Default)]
+struct Checks {
+    parts: Mutex<HashMap<MemberPath, Vec<Part>>>,
+}
+
+/// A part of a file that was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Part {
+    offset: u64,
+    length: usize,
+    crc32c: u32,
+}
+
+/// Why a group could not be written.
+enum Failure {
+    Frame(InvalidFrame),
+    Other(Error),
+}
+
+impl From<InvalidFrame> for Failure {
+    fn from(frame: InvalidFrame) -> Self {
+        Self::Frame(frame)
+    }
+}
+
+impl FileWriter {
+    /// Begins with nothing written.
+    pub(super) fn new(archive: WalArchive, backup: Backup, destination: Arc<Destination>, meter: Arc<Meter>) -> Self {
+        Self { archive, backup, destination, checks: Checks::default(), meter }
+    }
+
+    /// Writes these members, in the order of the index, with so many jobs at the same time.
+    ///
+    /// # Errors
+    /// `Damaged` if a pack is not what was stored; `Refused`; `Unavailable`; from the operating system.
+    pub(super) async fn write(self: Arc<Self>, entries: &[IndexEntry], jobs: usize) -> Result<()> {
+        let by_pack: Vec<(u32, Vec<IndexEntry>)> = entries
+            .chunk_by(|a, b| a.pack == b.pack)
+            .filter_map(|run| Some((run.first()?.pack, run.to_vec())))
+            .collect();
+        let layouts = stream::iter(by_pack).map(|(pack, members)| self.layout(pack, members)).buffered(2);
+        let groups = layouts.map_ok(|(pack, layout)| {
+            let layout = Arc::new(layout);
+            let groups = layout.groups(GROUP_BYTES);
+            stream::iter(groups.into_iter().map(move |group| Ok((pack, Arc::clone(&layout), group))))
+        });
+        let work = groups.try_flatten().map_ok(|(pack, layout, group)| {
+            let writer = Arc::clone(&self);
+            async move { writer.write_group(pack, layout, group).await }
+        });
+        work.try_buffer_unordered(jobs).try_collect::<()>().await?;
+        self.finish(entries)
+    }
+
+    /// Reads a pack's seek table and lays the members over it.
+    async fn layout(&self, number: u32, members: Vec<IndexEntry>) -> Result<(u32, PackLayout)> {
+        let index = (number as usize).checked_sub(1).and_then(|index| self.backup.packs.get(index));
+        let Pack { size, .. } =
+            *index.ok_or_else(|| Error::new(Kind::Internal, format!("there is no pack {number}")))?;
+        let mut tail = self.range(number, size.saturating_sub(LIKELY_TABLE_BYTES)..size).await?;
+        let footer = tail.last_chunk::<FOOTER_BYTES>().copied().unwrap_or_default();
+        let invalid = |error: crate::pack::seek_table::InvalidSeekTable| self.damaged(number, &error.to_string());
+        let needed = table_bytes(&footer).map_err(invalid)?;
+        if needed > tail.len() as u64 {
+            tail = self.range(number, size.saturating_sub(needed)..size).await?;
+        }
+        let table = SeekTable::parse(&tail, size).map_err(invalid)?;
+        let layout = PackLayout::new(table, members).map_err(|error| self.damaged(number, &error.to_string()))?;
+        Ok((number, layout))
+    }
+
+    async fn range(&self, number: u32, range: std::ops::Range<u64>) -> Result<Bytes> {
+        let key = self.archive.layout().pack(&self.backup.id, number);
+        let expected = self.backup.packs.get(number as usize - 1).map_or(0, |pack| pack.size);
+        let length = range.end - range.start;
+        match self.archive.store().read_range(&key, range).await? {
+            None => Err(self.damaged(number, "it is missing")),
+            Some((bytes, size)) if size == expected && bytes.len() as u64 == length => Ok(bytes),
+            Some((_, size)) => {
+                Err(self.damaged(number, &format!("it is {size} bytes long, backup.json says {expected}")))
+            }
+        }
+    }
+
+    async fn write_group(self: Arc<Self>, pack: u32, layout: Arc<PackLayout>, group: FrameGroup) -> Result<()> {
+        let group = Arc::new(group);
+        let mut fetches = 1;
+        loop {
+            let stored = self.range(pack, group.stored.clone()).await?;
+            let (writer, layout, part) = (Arc::clone(&self), Arc::clone(&layout), Arc::clone(&group));
+            let task = tokio::task::spawn_blocking(move || writer.unpack(&layout, &part, &stored));
+            match task.await.map_err(|error| Error::new(Kind::Internal, "a thread failed").caused_by(error))? {
+                Ok(()) => return Ok(()),
+                Err(Failure::Frame(_)) if fetches < FETCHES => fetches += 1,
+                Err(Failure::Frame(frame)) => return Err(self.damaged(pack, &frame.to_string())),
+                Err(Failure::Other(error)) => return Err(error),
+            }
+        }
+    }
+
+    fn unpack(&self, layout: &PackLayout, group: &FrameGroup, stored: &[u8]) -> Result<(), Failure> {
+        let mut reader = layout.read(group);
+        reader.feed(stored, |piece, bytes| self.write_piece(piece, bytes).map_err(Failure::Other))?;
+        reader.finish()?;
+        Ok(())
+    }
+
+    fn write_piece(&self, piece: &Piece<'_>, bytes: &[u8]) -> Result<()> {
+        let (root, below) = self.destination.locate(&piece.member.path)?;
+        let file = root.open_to_write(below)?;
+        write_around_holes(&file, piece.offset, bytes).context("write file", &root.path().join(below))?;
+        self.checks.note(
+            &piece.member.path,
+            Part { offset: piece.offset, length: bytes.len(), crc32c: crc32c::crc32c(bytes) },
+        );
+        self.meter.add(bytes.len() as u64);
+        Ok(())
+    }
+
+    /// Sees that every file was written from its first byte to its last, and is what the index says.
+    fn finish(&self, entries: &[IndexEntry]) -> Result<()> {
+        for entry in entries {
+            let Some(contents) = &entry.contents else { continue };
+            let found = self.checks.whole(&entry.path);
+            if found != Some((contents.size, contents.crc32c)) {
+                let problem = format!("\"{}\" in it does not have the size and the checksum of the index", entry.path);
+                return Err(self.damaged(entry.pack, &problem));
+            }
+        }
+        Ok(())
+    }
+
+    fn damaged(&self, pack: u32, problem: &str) -> Error {
+        damaged(&self.archive, &self.backup, &pack_name(pack), problem)
+    }
+}
+
+impl Checks {
+    fn note(&self, path: &MemberPath, part: Part) {
+        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        match parts.get_mut(path) {
+            Some(parts) => parts.push(part),
+            None => drop(parts.insert(path.clone(), vec![part])),
+        }
+    }
+
+    /// The size and the CRC-32C of a file whose parts follow each other without a gap. A part that was written again
+    /// counts once.
+    fn whole(&self, path: &MemberPath) -> Option<(u64, u32)> {
+        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner).remove(path).unwrap_or_default();
+        parts.sort_unstable();
+        parts.dedup();
+        let mut whole = (0, 0);
+        for part in parts {
+            if part.offset != whole.0 {
+                return None;
+            }
+            whole = (whole.0 + part.length as u64, crc32c::crc32c_combine(whole.1, part.crc32c, part.length));
+        }
+        Some(whole)
+    }
+}
+
+/// Makes the files that the members are written into: with their sizes, owner and modes.
+///
+/// # Errors
+/// From the operating system.
+pub(super) fn create_files<'e>(
+    destination: &Destination,
+    entries: impl IntoIterator<Item = &'e IndexEntry>,
+) -> Result<()> {
+    for entry in entries {
+        let Some(contents) = &entry.contents else { continue };
+        let (root, below) = destination.locate(&entry.path)?;
+        drop(root.create_file(below, contents.size, entry.mode, destination.owner)?);
+    }
+    Ok(())
+}
+
+/// Makes the directories, those above others first.
+///
+/// # Errors
+/// From the operating system.
+pub(super) fn create_directories(destination: &Destination, entries: &[IndexEntry]) -> Result<()> {
+    let mut directories: Vec<&IndexEntry> = entries.iter().filter(|entry| entry.contents.is_none()).collect();
+    directories.sort_unstable_by_key(|entry| entry.path.as_bytes());
+    for entry in directories {
+        let (root, below) = destination.locate(&entry.path)?;
+        if !below.as_os_str().is_empty() {
+            root.make_directory(below, entry.mode, destination.owner)?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes all files and directories survive a power failure.
+///
+/// # Errors
+/// From the operating system.
+pub(super) async fn synchronize(
+    destination: &Arc<Destination>,
+    entries: &Arc<Vec<IndexEntry>>,
+    jobs: usize,
+) -> Result<()> {
+    let share = entries.len().div_ceil(jobs).max(1);
+    let shares = (0..entries.len()).step_by(share).map(|from| {
+        let (destination, entries) = (Arc::clone(destination), Arc::clone(entries));
+        async move {
+            let task = tokio::task::spawn_blocking(move || {
+                entries.iter().skip(from).take(share).try_for_each(|entry| {
+                    let (root, below) = destination.locate(&entry.path)?;
+                    root.synchronize(below)
+                })
+            });
+            task.await.map_err(|error| Error::new(Kind::Internal, "a thread failed").caused_by(error))?
+        }
+    });
+    stream::iter(shares).buffer_unordered(jobs).try_collect::<()>().await?;
+    destination.roots().try_for_each(|(_, root)| root.synchronize(Path::new("")))
+}
+
+/// Writes everything but zeros: the file has its size already, and reads as zeros where nothing was written.
+fn write_around_holes(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    let mut begun: Option<usize> = None;
+    let mut at = 0;
+    for block in bytes.chunks(HOLE_BYTES) {
+        let hole = block.len() == HOLE_BYTES && block.iter().all(|&byte| byte == 0);
+        match (begun, hole) {
+            (None, false) => begun = Some(at),
+            (Some(from), true) => {
+                file.write_all_at(bytes.get(from..at).unwrap_or_default(), offset + from as u64)?;
+                begun = None;
+            }
+            _ => {}
+        }
+        at += block.len();
+    }
+    match begun {
+        Some(from) => file.write_all_at(bytes.get(from..).unwrap_or_default(), offset + from as u64),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    #[test]
+    fn zeros_are_left_out_and_everything_else_is_written_where_it_belongs() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let mut bytes = vec![7; 3 * HOLE_BYTES];
+        bytes.extend(vec![0; 300 * HOLE_BYTES]);
+        bytes.extend([0, 0, 9]);
+        let size = 5 + bytes.len() as u64;
+        file.as_file().set_len(size).unwrap();
+        write_around_holes(file.as_file(), 5, &bytes).unwrap();
+        let mut found = Vec::new();
+        let _ = io::Read::read_to_end(&mut file, &mut found).unwrap();
+        assert_eq!(found, [vec![0; 5], bytes].concat());
+        assert!(file.as_file().metadata().unwrap().blocks() * 512 < size, "it has no hole");
+    }
+
+    #[test]
+    fn parts_in_any_order_make_a_whole_and_gaps_do_not() {
+        let bytes: Vec<u8> = (0..100_000u32).map(|number| (number % 251) as u8).collect();
+        let path = |name: &str| MemberPath::new(name.as_bytes()).unwrap();
+        let part = |range: std::ops::Range<usize>| Part {
+            offset: range.start as u64,
+            length: range.len(),
+            crc32c: crc32c::crc32c(&bytes[range]),
+        };
+        let checks = Checks::default();
+        for range in [70_000..100_000, 0..512, 512..70_000, 0..512] {
+            checks.note(&path("whole"), part(range));
+        }
+        for range in [0..512, 513..100_000] {
+            checks.note(&path("gap"), part(range));
+        }
+        assert_eq!(checks.whole(&path("whole")), Some((100_000, crc32c::crc32c(&bytes))));
+        assert_eq!(checks.whole(&path("gap")), None);
+        assert_eq!(checks.whole(&path("empty")), Some((0, 0)));
+    }
+}
