@@ -42,5 +42,8 @@ pub(super) fn failure(action: &str, path: &Path, errno: Errno) -> Error {
     if errno != Errno::ACCESS && errno != Errno::PERM {
         return error;
     }
-    error.hint("A base backup must be able to read every file: run it as the user that PostgreSQL runs as, and give files of other owners to that user.")
+    error.hint(
+        "A base backup must be able to read every file: run it as the user that PostgreSQL runs as, \
+         and give files of other owners to that user.",
+    )
 }

@@ -296,7 +296,8 @@ fn a_tablespace_in_the_data_directory_itself_or_around_it_ends_somewhere() {
     data.write(data.scratch.path().join(VERSION_DIRECTORY).join("1/200"));
     symlink(data.path(), data.scratch.path().join(VERSION_DIRECTORY).join("loop")).unwrap();
     data.link_tablespace(16384, &data.path());
-    data.link_tablespace(16385, &data.scratch.path().to_owned());
+    let around = data.scratch.path().to_owned();
+    data.link_tablespace(16385, &around);
     let scan = data.scan();
     assert_eq!(
         files(&scan),
