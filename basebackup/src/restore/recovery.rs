@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use walkeep_common::config::Config;
+use walkeep_common::config::{Config, is_variable};
 use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::repository::backup::Backup;
 use walkeep_common::wal::segment::SegmentName;
@@ -142,7 +142,7 @@ pub fn find_archive_get(own: Option<PathBuf>, search_path: Option<std::ffi::OsSt
 /// Environment variables that this run relied on, and that PostgreSQL does not pass on unless it has them itself.
 pub fn relied_on(names: impl Iterator<Item = String>) -> Vec<String> {
     let known = ["WALKEEP_CONFIG", "WALKEEP_REPOSITORY", "WALKEEP_CLUSTER"];
-    let ours = |name: &str| name.starts_with("WALKEEP_") && !known.contains(&name);
+    let ours = |name: &str| is_variable(name) && !known.contains(&name);
     let credentials = |name: &str| {
         ["AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION"].contains(&name)
             || name.starts_with("GOOGLE_")
