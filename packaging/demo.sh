@@ -41,7 +41,7 @@ cp "$programs"/{archive-push,archive-get,basebackup} "$demo/bin/"
 postgres_programs=$(find /usr/lib/postgresql -maxdepth 2 -name bin | sort -V | tail -n 1)
 export PATH=$demo/bin:$postgres_programs:$PATH
 export PGHOST=$demo PGPORT=5432 PGUSER=postgres PGDATABASE=postgres TZ=UTC HOME=$demo
-export WALKEEP_CONFIG=$demo/walkeep.toml
+export WALKEEP_CONFIG=$demo/walkeep.toml XDG_STATE_HOME=$demo/state
 unset PGOPTIONS PGSERVICE PGPASSWORD PGDATA WALKEEP_BINARIES
 cd "$demo"
 
