@@ -21,7 +21,7 @@ async fn start(session: Session) -> Result<Backup, Error> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_is_started_and_stopped() {
     let cluster = archiving().start();
-    let location = cluster.scratch().create_private("space ü\\");
+    let location = cluster.scratch().create_private("sp\\ace ü");
     cluster.sql(&format!("create tablespace outside location '{}'", location.display()));
     let session = connect(&cluster, "").await.unwrap();
 
@@ -88,12 +88,13 @@ async fn settings_of_the_role_neither_end_a_backup_nor_plant_functions() {
         "create function public.{function} returns pg_lsn language plpgsql as $$begin raise 'trapped'; end$$;
         create function public.pg_is_in_recovery() returns bool language plpgsql as $$begin raise 'trapped'; end$$"
     ));
+    let strings = if major() < 19 { "alter role postgres set standard_conforming_strings = off;" } else { "" };
     let idle_session = if major() >= 14 { "alter role postgres set idle_session_timeout = '1s';" } else { "" };
     cluster.sql(&format!(
         "alter role postgres set search_path = public, pg_catalog;
         alter role postgres set datestyle = 'German'; alter role postgres set timezone = 'Asia/Kolkata';
         alter role postgres set client_encoding = 'LATIN1'; alter role postgres set bytea_output = 'escape';
-        alter role postgres set standard_conforming_strings = off; alter role postgres set extra_float_digits = -15;
+        {strings} alter role postgres set extra_float_digits = -15;
         alter role postgres set idle_in_transaction_session_timeout = '1s'; {idle_session}
         alter role postgres set lock_timeout = '1ms'; alter role postgres set statement_timeout = '1s'"
     ));
@@ -141,8 +142,7 @@ async fn a_backup_cancelled_during_its_checkpoint_leaves_no_session_behind() {
     cluster.sql("create table t as select g, repeat('x', 500) from generate_series(1, 20000) g");
     let session = connect(&cluster, "").await.unwrap();
     let start = tokio::spawn(Backup::start(session, "spread", Checkpoint::Spread));
-    let waiting =
-        "select count(*) from pg_stat_activity where query ~ 'backup_start' and wait_event = 'CheckpointDone'";
+    let waiting = "select count(*) from pg_stat_activity where query ~ 'backup' and wait_event = 'CheckpointDone'";
     while cluster.sql(waiting) == "0" {
         assert!(!start.is_finished());
         sleep(Duration::from_millis(20)).await;

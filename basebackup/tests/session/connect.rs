@@ -11,7 +11,7 @@ use crate::{connect, parameters};
 #[tokio::test(flavor = "multi_thread")]
 async fn a_password_comes_from_the_password_file() {
     let cluster = Cluster::options().start();
-    cluster.sql("create role scram login password 'right:\\x'");
+    cluster.sql("set password_encryption = 'scram-sha-256'; create role scram login password 'right:\\x'");
     std::fs::write(cluster.data().join("pg_hba.conf"), "local all postgres trust\nlocal all all scram-sha-256\n")
         .unwrap();
     cluster.sql("select pg_reload_conf()");

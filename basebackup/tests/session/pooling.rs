@@ -1,3 +1,4 @@
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use basebackup::session::Session;
@@ -31,7 +32,7 @@ fn pgbouncer(cluster: &Cluster, mode: &str, size: u32) -> (Daemon, String) {
         on_death: "KILL",
     });
     let socket = directory.join(".s.PGSQL.6432");
-    until("pgbouncer takes connections", SOON, || socket.exists().then_some(()));
+    until("pgbouncer takes connections", SOON, || UnixStream::connect(&socket).ok());
     (daemon, format!("host={} port=6432 user=postgres", directory.display()))
 }
 

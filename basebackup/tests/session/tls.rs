@@ -6,7 +6,7 @@ use basebackup::session::Session;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use walkeep_common::error::{Error, Kind};
-use walkeep_tests::cluster::Cluster;
+use walkeep_tests::cluster::{Cluster, program};
 use walkeep_tests::run::Run;
 use walkeep_tests::scratch::Scratch;
 
@@ -118,13 +118,28 @@ async fn certificates_are_verified_as_the_mode_asks() {
     assert_eq!(wrong_name.kind(), Kind::Refused);
     assert!(wrong_name.hint_text().unwrap().contains("subjectAltName"), "{wrong_name:?}");
 
-    // Without an authority nothing is verified, but where the mode insists on one.
-    assert!(server.connect(address, 5432, "sslmode=require").await.unwrap());
-    assert!(server.connect(address, 5432, "sslmode=prefer").await.unwrap());
-    assert!(!server.connect(address, 5432, "sslmode=allow").await.unwrap());
-    assert!(!server.connect(address, 5432, "sslmode=disable").await.unwrap());
     let system = server.connect(address, 5432, "sslrootcert=system").await.unwrap_err();
     assert!(matches!(system.kind(), Kind::Refused | Kind::Usage), "{system}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_mode_ends_as_with_libpq() {
+    for ssl in ["ssl = on", "ssl = off"] {
+        let server = TlsServer::start(ssl);
+        let port = forward(&server.address).await;
+        let root = |name: &str| format!("sslrootcert={}", server.authority(name).display());
+        for root in [String::new(), root("ca.crt"), root("other.crt")] {
+            for mode in ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] {
+                let rest = format!("sslmode={mode} {root}");
+                let ours = server.connect("localhost", port, &rest).await;
+                let text = format!("host=localhost port={port} user=postgres dbname=postgres {rest}");
+                let psql = Run::new(program("psql")).args(["-XAtd", &text]).arg("-c");
+                let theirs = psql.arg("select ssl from pg_stat_ssl where pid = pg_backend_pid()").finish();
+                let encrypted = theirs.status.success().then(|| theirs.stdout.trim() == "t");
+                assert_eq!(ours.as_ref().ok(), encrypted.as_ref(), "{ssl}, {rest}\n{ours:?}\n{theirs}");
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
