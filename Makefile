@@ -23,7 +23,8 @@ test: setup check
 	$(CARGO) test --workspace --test '*' --locked
 
 # The scenario tests again on every PostgreSQL major that can be had here.
-test-all-versions: setup
+test-all-versions:
+	packaging/setup.sh versions
 	packaging/test-all-versions.sh
 
 # A table is dropped and comes back, on a throwaway server. Under a minute after the build.

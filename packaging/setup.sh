@@ -2,7 +2,8 @@
 # Installs what the tests need on Debian 12 and is not there yet: PostgreSQL, a one-machine Ceph as the S3 server, an S3
 # server that ignores conditional puts, and an Azure emulator. The Rust toolchain is the only thing taken for granted.
 #
-# usage: packaging/setup.sh [demo]      "demo" installs only what `make demo` needs
+# usage: packaging/setup.sh [test|versions|demo]
+# "versions" adds what unpacking other majors needs, "demo" leaves out everything `make demo` does without.
 #
 # Debian's packages need root or sudo; the rest goes to the directory `packaging/tools.sh` names. A machine that has
 # everything is left alone, without a look at the network.
@@ -24,6 +25,7 @@ initdb postgresql postgresql-contrib
 psql postgresql-client
 zstd zstd
 LIST
+    [ "$what" != versions ] || echo ensurepip python3 python3-venv
     [ "$what" = demo ] || cat <<'LIST'
 radosgw radosgw
 ceph-mon ceph-mon
@@ -44,6 +46,7 @@ LIST
 present() {
     case $1 in
         initdb) compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null ;;
+        ensurepip) /usr/bin/python3 -c 'import ensurepip' 2>/dev/null ;;
         *) command -v "$1" >/dev/null || [ -x "/usr/sbin/$1" ] ;;
     esac
 }
@@ -67,7 +70,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     as_root env DEBIAN_FRONTEND=noninteractive \
         apt-get -q -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "${missing[@]}"
 fi
-[ "$what" = test ] || exit 0
+[ "$what" != demo ] || exit 0
 
 installed() { # NAME VERSION
     grep -qs "\"version\": \"$2\"" "$tools/npm/node_modules/$1/package.json"

@@ -32,7 +32,7 @@ impl Meter {
     }
 
     /// Reports until it is dropped.
-    pub(crate) async fn report(&self, reporter: Reporter) {
+    pub(crate) async fn report(&self, reporter: Reporter) -> std::convert::Infallible {
         let terminal = std::io::stderr().is_terminal();
         loop {
             tokio::time::sleep(if terminal { ON_A_TERMINAL } else { IN_A_LOG }).await;
@@ -46,7 +46,7 @@ impl Meter {
     }
 
     /// Clears what was drawn.
-    pub(crate) fn end(&self) {
+    pub(crate) fn clear() {
         if std::io::stderr().is_terminal() {
             let _ = write!(std::io::stderr().lock(), "\r\x1b[K");
         }

@@ -56,7 +56,9 @@ fn check_output(what: &str, base: i32, finished: &Finished) {
     if base <= 1 {
         assert!(finished.stderr.is_empty(), "{what}: fetched and the end of WAL are silent\n{finished}");
     } else {
-        assert!(finished.stderr.starts_with("archive-get: "), "{what}\n{finished}");
+        // The latter is how the parser of arguments begins.
+        let explained = ["archive-get: ", "error: "].iter().any(|start| finished.stderr.starts_with(start));
+        assert!(explained, "{what}\n{finished}");
     }
 }
 
@@ -82,10 +84,6 @@ fn the_end_of_wal_is_said_only_where_it_is() {
         expect("beyond the end", 1, |directory| directory.get(&repository, &beyond_the_end()));
         expect("the next timeline", 1, |directory| directory.get(&repository, "00000003.history"));
         expect("the first timeline's history", 1, |directory| directory.get(&repository, "00000001.history"));
-        // Before recovery finds a segment under an older timeline it asks for it under the newer ones.
-        let under_newer = format!("00000002{}", &middle()[8..]);
-        let first_of_newer = ours().segments(2)[0];
-        assert!(under_newer.as_str() < first_of_newer);
     }
 }
 

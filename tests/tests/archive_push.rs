@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use walkeep_tests::binaries;
+use walkeep_tests::ceph;
 use walkeep_tests::cluster::{Cluster, StopMode};
+use walkeep_tests::proxy::{Fault, Proxy, Rule};
 use walkeep_tests::repository::Repository;
 use walkeep_tests::run::{Run, tool};
 use walkeep_tests::scratch::Scratch;
@@ -321,10 +323,13 @@ fn a_mistake_in_the_configuration_names_the_key_that_was_meant() {
     Run::new(binaries::archive_push()).finish().expect_code(2);
 }
 
+type Damage = fn(&Repository, &str);
+type Spoil = fn(&Path);
+
 #[test]
 fn a_damaged_copy_in_the_archive_is_called_that() {
     let name = ours().segments(1)[0];
-    let damage: [(&str, fn(&Repository, &str)); 3] = [
+    let damage: [(_, Damage); 3] = [
         ("empty", |repository, key| repository.write(key, b"")),
         ("cut", |repository, key| repository.truncate(key, repository.read(key).len() / 2)),
         ("header", |repository, key| repository.flip_bit(key, 20)),
@@ -440,7 +445,7 @@ fn a_data_directory_reached_through_a_link_with_blanks_and_quotes_is_fine() {
 
 #[test]
 fn an_unusable_spool_costs_a_warning_and_nothing_else() {
-    let unusable: [(&str, fn(&Path)); 3] = [
+    let unusable: [(_, Spoil); 3] = [
         ("a file", |spool| {
             std::fs::remove_dir_all(spool).unwrap();
             std::fs::write(spool, "").unwrap();
@@ -486,7 +491,7 @@ fn the_file_is_synced_then_linked_then_its_directory_is_synced() {
     let publishes = |line: &&str| {
         (line.contains("link") || line.contains("rename")) && line.contains(&format!("\"{}\"", target.display()))
     };
-    let published = lines.iter().position(|line| publishes(line));
+    let published = lines.iter().position(publishes);
     let published = published.unwrap_or_else(|| panic!("never published under {key}\n{trace}"));
     let is_sync = |line: &str| line.contains("sync(") && line.ends_with("= 0");
     let folder = format!("<{}>", target.parent().unwrap().display());
@@ -498,8 +503,6 @@ fn the_file_is_synced_then_linked_then_its_directory_is_synced() {
 
 #[test]
 fn a_fast_shutdown_ends_while_the_repository_hangs() {
-    use walkeep_tests::ceph;
-    use walkeep_tests::proxy::{Fault, Proxy, Rule};
     let mut repository = Repository::ceph();
     let proxy = Proxy::start(&ceph::shared().endpoint);
     repository.set_proxy(&proxy);
@@ -513,7 +516,7 @@ fn a_fast_shutdown_ends_while_the_repository_hangs() {
         cluster.finish_segment();
     }
     until("the archiver asks the silent store", SOON, || (!proxy.requests().is_empty()).then_some(()));
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     cluster.stop(StopMode::Fast);
     assert!(started.elapsed() < Duration::from_secs(45), "{:?}", started.elapsed());
 }

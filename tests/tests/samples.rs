@@ -49,8 +49,8 @@ impl Samples {
         }
         primary.wait_until_archived(&primary.finish_segment());
         standby.start();
-        primary.sql("select pg_logical_emit_message(false, 'walkeep', 'in the unfinished segment')");
-        let written = primary.sql("select pg_current_wal_lsn()");
+        primary.sql("create table in_the_unfinished_segment ()");
+        let written = primary.sql("select pg_current_wal_flush_lsn()");
         standby.wait_for(&format!("select pg_last_wal_replay_lsn() >= '{written}'"), "t");
         drop(primary);
         standby.promote();

@@ -122,6 +122,11 @@ fn a_refusal_is_not_repeated_and_not_called_temporary() {
     assert!(proxy.count("PUT", name) <= 1, "{:#?}", proxy.requests());
     directory.get(&repository, ours().segments(1)[0]).finish().expect_code(104);
 
+    repository.set_credentials(&ceph::shared().owner);
+    proxy.add(Rule::all(Fault::s3_error(403, "RequestTimeTooSkewed", "The difference is too large.")));
+    directory.push(&repository, name).finish().expect_code(5).expect_stderr(&["clock"]);
+    proxy.clear();
+
     let mut wrong_secret = ceph::shared().owner.clone();
     wrong_secret.secret_key.push('x');
     repository.set_credentials(&wrong_secret);

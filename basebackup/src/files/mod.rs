@@ -4,14 +4,15 @@
 //! of that list while the server goes on writing, [`page`] tells damaged pages from whole ones, and [`manifest`] writes
 //! and reads `backup_manifest`. Nothing here writes to the data directory.
 
+mod access;
 pub mod attributes;
 pub mod checksum;
 pub mod exclude;
 pub mod manifest;
-mod manifest_line;
 pub mod page;
 pub mod read;
 pub mod relation;
 pub mod scan;
+pub mod settle;
 pub mod tablespace;
 mod walk;

@@ -15,47 +15,17 @@ use std::time::Duration;
 use rustix::fs::{Advice, CWD, FileType, Mode, OFlags, fadvise, fstat, openat};
 use rustix::io::Errno;
 use walkeep_common::error::{Error, IoContext as _, Kind, Result};
-use walkeep_common::lsn::Lsn;
 
 use super::attributes::{Attributes, Facts};
 use super::checksum::{Checksum, ChecksumAlgorithm, Hasher};
-use super::page::{BlockSize, PageState, check_page};
 use super::relation::FileKind;
+use super::settle::{BadPage, PageChecks, Settling};
 
 /// The most bytes delivered at once: a multiple of every block size.
 pub const CHUNK_BYTES: usize = 1 << 20;
 
 /// The largest file besides relations that is read whole.
 pub const WHOLE_FILE_BYTES: u64 = 16 << 20;
-
-/// How long to wait before each further look at a page that fails its checksum. A page is written by one system
-/// call, so one that was caught half-way is whole a moment later, unless the machine is very busy.
-const PAUSES_MS: [u64; 7] = [0, 1, 2, 5, 10, 20, 50];
-
-/// So many bad pages in one file are no coincidence of timing: from then on pages are looked at again without waiting.
-const PATIENCE_PAGES: usize = 16;
-
-/// How the pages of relations are checked, in a cluster that has data checksums.
-#[derive(Debug, Clone, Copy)]
-pub struct PageChecks {
-    /// `block_size`.
-    pub block_size: BlockSize,
-    /// `segment_size` in blocks: 131072 unless configured otherwise at build time.
-    pub segment_blocks: u32,
-    /// Where the backup's WAL begins.
-    pub backup_start: Lsn,
-}
-
-/// A page whose checksum stayed wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BadPage {
-    /// Its number in the relation's fork, counted through all segments.
-    pub block: u32,
-    /// The checksum of what was read.
-    pub expected: u16,
-    /// The checksum it carries.
-    pub found: u16,
-}
 
 /// What was delivered of one file.
 #[derive(Debug, Clone)]
@@ -263,63 +233,6 @@ impl OpenFile<'_> {
     }
 }
 
-/// The checks of the pages in one chunk.
-struct Settling<'f> {
-    checks: PageChecks,
-    /// The number of the chunk's first page.
-    first_block: u32,
-    /// Those of the whole file.
-    bad_pages: &'f mut Vec<BadPage>,
-}
-
-impl Settling<'_> {
-    /// Checks all pages, and looks again and again at those that fail. Returns where the file has ended meanwhile,
-    /// if a second look met its end.
-    fn settle(
-        &mut self,
-        pages: &mut [u8],
-        mut reread: impl FnMut(usize, &mut [u8]) -> io::Result<usize>,
-        mut pause: impl FnMut(u64),
-    ) -> io::Result<Option<usize>> {
-        let block_bytes = self.checks.block_size.bytes();
-        let mut failing: Vec<(usize, BadPage)> = Vec::new();
-        for (index, page) in pages.chunks_exact(block_bytes).enumerate() {
-            failing.extend(self.bad_page(index, page).map(|bad| (index, bad)));
-        }
-        let mut end = None;
-        for pause_ms in PAUSES_MS {
-            if failing.is_empty() {
-                break;
-            }
-            if pause_ms > 0 && self.bad_pages.len() + failing.len() < PATIENCE_PAGES {
-                pause(pause_ms);
-            }
-            let mut still_failing = Vec::new();
-            for (index, _) in failing {
-                let start = index * block_bytes;
-                let Some(page) = pages.get_mut(start..start + block_bytes) else { continue };
-                if reread(start, page)? < block_bytes {
-                    // Truncated meanwhile: what lay behind is gone as well.
-                    end = Some(start);
-                    break;
-                }
-                still_failing.extend(self.bad_page(index, page).map(|bad| (index, bad)));
-            }
-            failing = still_failing;
-        }
-        self.bad_pages.extend(failing.into_iter().map(|(_, bad)| bad));
-        Ok(end)
-    }
-
-    fn bad_page(&self, index: usize, page: &[u8]) -> Option<BadPage> {
-        let block = self.first_block.wrapping_add(u32::try_from(index).unwrap_or(u32::MAX));
-        match check_page(page, block, self.checks.backup_start) {
-            PageState::Bad { expected, found } => Some(BadPage { block, expected, found }),
-            PageState::New | PageState::Newer | PageState::Sound => None,
-        }
-    }
-}
-
 /// Reads a small file to its end. One that outgrows the limit meanwhile is streamed after all, up to the size it has
 /// by then.
 fn read_whole(file: &File, path: &Path, expected: u64, buffer: &mut Vec<u8>) -> Result<(u64, Contents)> {
@@ -357,3 +270,6 @@ fn read_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> io::Result<us
     }
     Ok(read)
 }
+
+#[cfg(test)]
+mod tests;

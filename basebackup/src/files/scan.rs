@@ -222,3 +222,6 @@ impl Scan {
         &self.warnings
     }
 }
+
+#[cfg(test)]
+mod tests;

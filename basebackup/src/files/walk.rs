@@ -5,8 +5,7 @@
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
@@ -14,6 +13,7 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, fstat, openat, readl
 use rustix::io::Errno;
 use walkeep_common::error::{Error, Kind, Result};
 
+use super::access::{Reader, failure};
 use super::attributes::{Attributes, Facts};
 use super::exclude::Exclusions;
 use super::relation::{Fork, Place, RelationFile, is_temporary_relation, parse_number};
@@ -62,7 +62,7 @@ impl<'a> Walk<'a> {
     pub(super) fn begin(data_directory: &'a Path, options: &ScanOptions<'_>) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = openat(CWD, data_directory, flags, Mode::empty())
-            .map_err(|errno| denied("open directory", data_directory, errno))?;
+            .map_err(|errno| failure("open directory", data_directory, errno))?;
         let mut walk = Self {
             data_directory,
             root,
@@ -299,16 +299,8 @@ impl<'a> Walk<'a> {
     }
 
     fn failed(&self, action: &str, path: &Path, errno: Errno) -> Error {
-        denied(action, &self.data_directory.join(path), errno)
+        failure(action, &self.data_directory.join(path), errno)
     }
-}
-
-fn denied(action: &str, path: &Path, errno: Errno) -> Error {
-    let error = Error::io(action, path, io::Error::from(errno));
-    if errno != Errno::ACCESS && errno != Errno::PERM {
-        return error;
-    }
-    error.hint("A base backup must be able to read every file: run it as the user that PostgreSQL runs as, and give files of other owners to that user.")
 }
 
 /// Takes out every fork of unlogged relations but the one they are reset to: the server empties them when it starts
@@ -321,33 +313,5 @@ fn leave_out_unlogged(names: &mut Vec<Box<[u8]>>) {
         names.retain(|name| {
             RelationFile::parse(name).is_none_or(|file| file.fork == Fork::Init || !unlogged.contains(&file.number))
         });
-    }
-}
-
-/// Who reads the files: this process.
-#[derive(Debug)]
-struct Reader {
-    uid: u32,
-    groups: HashSet<u32>,
-}
-
-impl Reader {
-    fn current() -> Self {
-        use rustix::process::{getegid, geteuid, getgroups};
-        let mut groups: HashSet<u32> =
-            getgroups().unwrap_or_default().into_iter().map(|group| group.as_raw()).collect();
-        groups.insert(getegid().as_raw());
-        Self { uid: geteuid().as_raw(), groups }
-    }
-
-    /// Whether owner and permission bits alone allow reading.
-    fn may_read(&self, file: &Attributes) -> bool {
-        let needed = match file {
-            _ if self.uid == 0 => return true,
-            file if file.uid == self.uid => 0o400,
-            file if self.groups.contains(&file.gid) => 0o040,
-            _ => 0o004,
-        };
-        file.mode & needed != 0
     }
 }

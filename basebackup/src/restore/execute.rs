@@ -97,9 +97,9 @@ pub async fn execute(work: Work, reporter: Reporter) -> Result<Done> {
     };
     let copied = tokio::select! {
         copied = copying => copied,
-        () = meter.report(reporter) => Err(Error::new(Kind::Internal, "the meter ended")),
+        never = meter.report(reporter) => match never {},
     };
-    meter.end();
+    Meter::clear();
     let kept = copied?;
     write_wal(&archive, &work.backup, &destination).await?;
     write_manifest(&archive, &work.backup, &destination).await?;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use walkeep_common::config::Config;
+use walkeep_common::config::{Config, is_variable};
 use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::repository::backup::Backup;
 use walkeep_common::wal::segment::SegmentName;
@@ -143,7 +143,8 @@ pub fn find_archive_get(own: Option<PathBuf>, search_path: Option<std::ffi::OsSt
 pub fn relied_on(names: impl Iterator<Item = String>) -> Vec<String> {
     // Written into the command, or of no consequence to it.
     let known = ["CONFIG", "REPOSITORY", "CLUSTER", "RUN_DIRECTORY", "SPOOL_DIRECTORY", "COMPRESSION_LEVEL"];
-    let ours = |name: &str| name.strip_prefix("WALKEEP_").is_some_and(|name| !known.contains(&name));
+    let ours =
+        |name: &str| is_variable(name) && !name.strip_prefix("WALKEEP_").is_some_and(|name| known.contains(&name));
     let credentials = |name: &str| {
         ["AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION"].contains(&name)
             || name.starts_with("GOOGLE_")

@@ -6,22 +6,15 @@ use clap::{Args, ValueEnum};
 
 use crate::files::checksum::ChecksumAlgorithm;
 use crate::output::Format;
+use crate::session::backup_mode;
+use crate::session::conninfo::ConnectionArgs;
 
 /// Options of `basebackup take`. Names follow pg_basebackup's.
 #[derive(Debug, Clone, Args)]
 pub struct TakeArgs {
-    /// Database or connection string
-    #[arg(short = 'd', long, value_name = "CONNSTR")]
-    pub dbname: Option<String>,
-    /// Server's host or socket directory
-    #[arg(short = 'h', long, value_name = "HOST")]
-    pub host: Option<String>,
-    /// Server's port
-    #[arg(short = 'p', long, value_name = "PORT")]
-    pub port: Option<String>,
-    /// Role to connect as
-    #[arg(short = 'U', long, value_name = "NAME")]
-    pub username: Option<String>,
+    /// Where the server is.
+    #[command(flatten)]
+    pub connection: ConnectionArgs,
     /// Whether the checkpoint at the start is done at once or spread over time
     #[arg(short = 'c', long, value_name = "fast|spread", default_value = "fast", hide_possible_values = true)]
     pub checkpoint: Checkpoint,
@@ -61,6 +54,15 @@ pub enum Checkpoint {
     Fast,
     /// Spread over checkpoint_timeout
     Spread,
+}
+
+impl From<Checkpoint> for backup_mode::Checkpoint {
+    fn from(checkpoint: Checkpoint) -> Self {
+        match checkpoint {
+            Checkpoint::Fast => Self::Fast,
+            Checkpoint::Spread => Self::Spread,
+        }
+    }
 }
 
 /// What pages with a wrong checksum mean.

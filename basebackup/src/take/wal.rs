@@ -1,6 +1,7 @@
 //! The WAL a backup needs: seen to be in the repository before the backup may call itself one.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use walkeep_common::cli::{Reporter, Severity, host_name};
 use walkeep_common::error::{Error, IoContext as _, Kind, Result};
 use walkeep_common::lsn::Lsn;
 use walkeep_common::repository::layout::BackupId;
-use walkeep_common::store::Created;
+use walkeep_common::wal::header::{LONG_HEADER_BYTES, SegmentHeader};
 use walkeep_common::wal::history::TimelineHistory;
 use walkeep_common::wal::name::WalFileName;
 use walkeep_common::wal::segment::{SegmentName, SegmentSize, segment_before, segment_of};
@@ -43,12 +44,6 @@ impl NeededWal {
         self.segments.last().map(ToString::to_string).unwrap_or_default()
     }
 
-    /// The last segment, which on a standby nobody may finish for a long time.
-    pub(super) fn split_last(mut self) -> (Self, Option<SegmentName>) {
-        let last = self.segments.pop();
-        (self, last)
-    }
-
     /// Waits until the server has archived every segment, and sees each one's header and length.
     ///
     /// # Errors
@@ -59,25 +54,53 @@ impl NeededWal {
         limit: Duration,
         reporter: Reporter,
     ) -> Result<()> {
-        let begun = Instant::now();
-        let mut told = begun;
-        for &segment in &self.segments {
-            let name = WalFileName::Segment(segment);
-            let mut pause = FIRST_PAUSE;
-            while archive.header(name).await?.is_none() {
-                if begun.elapsed() >= limit {
-                    return Err(not_archived(name, limit));
-                }
-                if told.elapsed() >= REPORT_EVERY {
-                    told = Instant::now();
-                    reporter.print(Severity::Info, &format!("waiting for \"{name}\" to be archived"), None);
-                }
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
-            }
-        }
-        Ok(())
+        wait(archive, &self.segments, limit, reporter).await
     }
+
+    /// As [`Self::wait_until_archived`] for a standby's backup: nobody may finish its last segment for a long time, so
+    /// unless it is archived already, it is kept with the backup. Returns the names of what is kept.
+    ///
+    /// # Errors
+    /// As [`Self::wait_until_archived`]; `Invalid` if the segment is not in `pg_wal`.
+    pub(super) async fn wait_or_keep_last(
+        &self,
+        archive: &WalArchive,
+        id: &BackupId,
+        data_directory: &Path,
+        limit: Duration,
+        reporter: Reporter,
+    ) -> Result<Vec<String>> {
+        let Some((last, others)) = self.segments.split_last() else { return Ok(Vec::new()) };
+        let kept = if archive.header(WalFileName::Segment(*last)).await?.is_some() {
+            Vec::new()
+        } else {
+            keep_with_backup(archive, id, data_directory, *last).await?;
+            vec![last.to_string()]
+        };
+        wait(archive, others, limit, reporter).await?;
+        Ok(kept)
+    }
+}
+
+async fn wait(archive: &WalArchive, segments: &[SegmentName], limit: Duration, reporter: Reporter) -> Result<()> {
+    let begun = Instant::now();
+    let mut told = begun;
+    for &segment in segments {
+        let name = WalFileName::Segment(segment);
+        let mut pause = FIRST_PAUSE;
+        while archive.header(name).await?.is_none() {
+            if begun.elapsed() >= limit {
+                return Err(not_archived(name, limit));
+            }
+            if told.elapsed() >= REPORT_EVERY {
+                told = Instant::now();
+                reporter.print(Severity::Info, &format!("waiting for \"{name}\" to be archived"), None);
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+    Ok(())
 }
 
 fn not_archived(name: WalFileName, limit: Duration) -> Error {
@@ -88,36 +111,38 @@ fn not_archived(name: WalFileName, limit: Duration) -> Error {
     .hint("Look for failures of archive_command in the server's log and in pg_stat_archiver; it must archive to the same repository.")
 }
 
-/// Keeps the unfinished last segment of a standby's backup with the backup itself.
-///
-/// # Errors
-/// `Invalid` if the segment is not in `pg_wal`; whatever storing it fails with.
-pub(super) async fn keep_with_backup(
+/// Stores a segment of `pg_wal` with the backup. Its tail may still be written or be left over from an older segment;
+/// replay of the backup ends before.
+async fn keep_with_backup(
     archive: &WalArchive,
     id: &BackupId,
     data_directory: &Path,
     segment: SegmentName,
-    size: SegmentSize,
 ) -> Result<()> {
+    const LEVEL: i32 = 3;
     let path = data_directory.join("pg_wal").join(segment.to_string());
     let file = File::open(&path).context("open file", &path).map_err(|error| error.with_kind(Kind::Invalid))?;
+    let mut first = vec![0; LONG_HEADER_BYTES];
+    file.read_exact_at(&mut first, 0).context("read file", &path)?;
+    let header = SegmentHeader::parse(&first).and_then(|header| header.check_name(segment).map(|()| header));
+    let header = header.map_err(|error| {
+        Error::new(Kind::Invalid, format!("\"{}\" is not the segment it must be", path.display())).caused_by(error)
+    })?;
     let name = WalFileName::Segment(segment);
+    let now = Timestamp::now();
     let description = Description {
         name: name.to_string(),
-        system_identifier: archive.layout().system_identifier(),
+        system_identifier: header.system_identifier,
         timeline: segment.timeline,
-        start_lsn: segment.start(size),
-        pg_major: None,
-        segment_size: Some(size),
-        modified: Timestamp::now(),
-        archived: Timestamp::now(),
+        start_lsn: segment.start(header.segment_size),
+        pg_major: header.pg_major,
+        segment_size: Some(header.segment_size),
+        modified: now,
+        archived: now,
         host: host_name(),
     };
-    const LEVEL: i32 = 3;
-    let encoded = encode(file, size.bytes(), LEVEL, description)?;
+    let encoded = encode(file, header.segment_size.bytes(), LEVEL, description)?;
     let payload = object_store::PutPayload::from_iter([encoded.header_bytes, encoded.frames]);
-    match archive.store().create(&archive.layout().backup_wal(id, name), payload).await? {
-        // The folder is ours: what exists is what an earlier attempt of this put stored.
-        Created::New | Created::Exists => Ok(()),
-    }
+    // The folder is ours: what exists there is what an earlier attempt of this put stored.
+    archive.store().create(&archive.layout().backup_wal(id, name), payload).await.map(drop)
 }

@@ -1,3 +1,6 @@
+use sha2::{Digest as _, Sha256};
+
+use super::line::{hexadecimal, print_wal_range};
 use super::*;
 use crate::files::checksum::ChecksumAlgorithm;
 
@@ -10,7 +13,9 @@ fn file(path: &str) -> ManifestFile {
 
 fn manifest(pg_major: u32, files: &[ManifestFile]) -> String {
     let mut writer = ManifestWriter::new(Vec::new(), pg_major, 7_710_896_607_187_077_353).unwrap();
-    files.iter().for_each(|file| writer.file(file).unwrap());
+    for file in files {
+        writer.file(file).unwrap();
+    }
     String::from_utf8(writer.finish(&[RANGE]).unwrap()).unwrap()
 }
 
@@ -20,7 +25,9 @@ fn resealed(manifest: &str) -> String {
     format!("{contents}\"Manifest-Checksum\": \"{}\"}}\n", hexadecimal(&Sha256::digest(contents)))
 }
 
-fn read(manifest: &str) -> Result<(Vec<ManifestFile>, Vec<WalRange>, Option<u64>), ManifestError> {
+type Contents = (Vec<ManifestFile>, Vec<WalRange>, Option<u64>);
+
+fn read(manifest: &str) -> Result<Contents, ManifestError> {
     let mut reader = ManifestReader::new(manifest.as_bytes());
     let mut files = Vec::new();
     while let Some(file) = reader.next_file()? {

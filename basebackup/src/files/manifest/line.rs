@@ -12,8 +12,8 @@ use serde::Deserialize;
 use walkeep_common::lsn::Lsn;
 use walkeep_common::wal::segment::Timeline;
 
-use super::checksum::{Checksum, decode_hex_bytes, write_hex};
-use super::manifest::{ManifestFile, WalRange};
+use super::{ManifestFile, WalRange};
+use crate::files::checksum::{Checksum, decode_hex_bytes, write_hex};
 
 /// `%Y-%m-%d %H:%M:%S %Z` in a zone called GMT.
 const TIME_FORMAT: &str = "%Y-%m-%d %H:%M:%S GMT";

@@ -1,0 +1,142 @@
+//! `backup.json`: what is known of a backup once everything else of it is stored.
+
+use std::path::Path;
+
+use walkeep_common::cli::{Severity, host_name};
+use walkeep_common::error::{Error, Kind, Result};
+use walkeep_common::repository::backup::{Backup, BadPage, Owner, StoredObject, Tablespace};
+use walkeep_common::wal::history::TimelineHistory;
+use walkeep_common::wal::name::WalFileName;
+use walkeep_common::wal::segment::Timeline;
+use walkeep_common::wal_archive::WalArchive;
+use walkeep_common::wal_object::header::FORMAT_VERSION;
+
+use super::args::ChecksumFailures;
+use super::copy::StoredPack;
+use super::wal::NeededWal;
+use super::{Job, owner};
+use crate::files::manifest::{WalRange, wal_ranges};
+use crate::files::scan::Scan;
+use crate::session::backup_mode::{Started, Stopped};
+
+/// Bad pages that are named one by one; `backup.json` has them all.
+const SHOWN_PAGES: usize = 20;
+
+/// What came out of the copy.
+pub(super) struct Facts<'f> {
+    pub(super) started: Started,
+    pub(super) stopped: Stopped,
+    pub(super) scan: &'f Scan,
+    pub(super) packs: Vec<StoredPack>,
+}
+
+/// The objects beside the packs.
+pub(super) struct Objects {
+    pub(super) index: StoredObject,
+    pub(super) manifest: StoredObject,
+    pub(super) kept_wal: Vec<String>,
+}
+
+impl Facts<'_> {
+    /// The WAL the backup needs, as PostgreSQL's manifest lists it.
+    pub(super) fn wal_ranges(&self, history: &TimelineHistory) -> Result<Vec<WalRange>> {
+        let Stopped { lsn, timeline, .. } = self.stopped;
+        wal_ranges(history, timeline, self.started.lsn, lsn).map_err(|error| {
+            Error::new(Kind::Invalid, "the backup's start and end do not belong together").caused_by(error)
+        })
+    }
+}
+
+/// The history of the timeline a backup ended on: from `pg_wal`, else from the archive.
+///
+/// # Errors
+/// `Invalid` if it is in neither; `Damaged`; `Unavailable`.
+pub(super) async fn history(
+    archive: &WalArchive,
+    data_directory: &Path,
+    timeline: Timeline,
+) -> Result<TimelineHistory> {
+    if timeline == Timeline(1) {
+        return Ok(TimelineHistory::without_ancestors(timeline));
+    }
+    let name = WalFileName::History(timeline);
+    let local = std::fs::read_to_string(data_directory.join("pg_wal").join(name.to_string())).ok();
+    if let Some(history) = local.and_then(|text| TimelineHistory::parse(timeline, &text).ok()) {
+        return Ok(history);
+    }
+    archive.history(timeline).await?.ok_or_else(|| {
+        Error::new(Kind::Invalid, format!("\"{name}\" is neither in pg_wal nor in the archive"))
+            .hint("Without it nothing can be recovered to this timeline. Copy it from another server into pg_wal.")
+    })
+}
+
+impl Job<'_> {
+    pub(super) fn record(&self, facts: Facts<'_>, needed: &NeededWal, objects: Objects) -> Result<Backup> {
+        let Facts { started, stopped, scan, packs } = facts;
+        let root = super::root(scan)?;
+        let named = owner::named(root.uid, root.gid);
+        let known = |name: String| Some(name).filter(|name| !name.is_empty());
+        let tablespaces = self.server.tablespaces.iter().map(|space| Tablespace {
+            oid: space.oid,
+            name: space.name.clone(),
+            location: space.location.display().to_string(),
+        });
+        let bad_pages: Vec<BadPage> = packs.iter().flat_map(|pack| pack.contents.bad_pages.clone()).collect();
+        Ok(Backup {
+            walkeep: FORMAT_VERSION,
+            id: self.id.clone(),
+            kind: "full".to_owned(),
+            parent: None,
+            label: self.args.label.clone(),
+            system_identifier: self.server.system_identifier,
+            pg_version: self.server.version.0,
+            segment_size: self.server.settings.segment_size,
+            timeline: stopped.timeline,
+            start_lsn: started.lsn,
+            stop_lsn: stopped.lsn,
+            start_wal: needed.first(),
+            stop_wal: needed.last(),
+            start_time: started.time,
+            stop_time: stopped.time,
+            next_xid_at_start: started.next_xid,
+            next_xid_at_stop: stopped.next_xid,
+            from_standby: started.from_standby,
+            host: host_name(),
+            data_directory: self.data_directory.display().to_string(),
+            data_directory_mode: format!("{:04o}", root.mode),
+            tablespaces: tablespaces.collect(),
+            owner: Owner { uid: root.uid, gid: root.gid, user: known(named.user), group: known(named.group) },
+            data_checksums: self.server.settings.data_checksums,
+            bad_pages,
+            files: packs.iter().map(|pack| pack.contents.manifest.len() as u64).sum(),
+            plain_size: packs.iter().map(|pack| pack.contents.plain_size).sum(),
+            stored_size: packs.iter().map(|pack| pack.pack.size).sum(),
+            packs: packs.into_iter().map(|pack| pack.pack).collect(),
+            index: objects.index,
+            manifest: objects.manifest,
+            kept_wal: objects.kept_wal,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            annotations: self.args.notes.iter().cloned().collect(),
+        })
+    }
+
+    /// Names the pages whose checksums were wrong, and fails if that was asked for.
+    pub(super) fn report_bad_pages(&self, backup: &Backup) -> Result<()> {
+        for page in backup.bad_pages.iter().take(SHOWN_PAGES) {
+            let message = format!("page {} of \"{}\" has a wrong checksum", page.block, page.file);
+            self.reporter.print(Severity::Warning, &message, None);
+        }
+        let count = backup.bad_pages.len();
+        if count == 0 {
+            return Ok(());
+        }
+        let message = format!("{count} pages of this cluster are damaged");
+        if self.args.checksum_failures == ChecksumFailures::Error {
+            return Err(Error::new(Kind::Damaged, message)
+                .hint("To keep the backup all the same, say --checksum-failures=warn."));
+        }
+        let hint = format!("basebackup show {} lists them. Find the relation with pg_filenode_relation().", backup.id);
+        self.reporter.print(Severity::Warning, &message, Some(&hint));
+        Ok(())
+    }
+}
