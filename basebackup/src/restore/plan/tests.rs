@@ -6,6 +6,7 @@ use jiff::tz::TimeZone;
 use walkeep_common::repository::backup::{Owner, Pack, StoredObject};
 use walkeep_common::repository::layout::pack_name;
 use walkeep_common::store::Listed;
+use walkeep_common::wal::segment::SegmentSize;
 use walkeep_common::wal_archive::inventory::Inventory;
 
 use super::*;
@@ -51,6 +52,7 @@ fn backup(timeline: u32, number: u8) -> Backup {
         from_standby: false,
         host: "a".to_owned(),
         data_directory: "/data".to_owned(),
+        data_directory_mode: "0700".to_owned(),
         tablespaces: Vec::new(),
         owner: Owner { uid: 1, gid: 1, user: None, group: None },
         data_checksums: true,
@@ -96,7 +98,7 @@ fn chosen_id(request: &Request, backups: &[Backup], inventory: &Inventory) -> Re
 }
 
 fn settled(request: &Request, backups: &[Backup], inventory: &Inventory, verdict: Option<Verdict>) -> Result<Settled> {
-    settle(request, &choose(request, backups, inventory)?, verdict, size())
+    settle(request, &choose(request, backups, inventory)?, verdict, inventory)
 }
 
 #[test]
@@ -169,6 +171,19 @@ fn a_history_that_recovery_would_ask_for_must_be_there() {
     let error = choose(&request(Target::End), &[backup(1, 3)], &inventory).unwrap_err();
     assert_eq!(error.kind(), Kind::Hole);
     assert!(error.to_string().contains("00000002.history"), "{error}");
+    let own = super::tests::inventory(&[(1, 2..=6), (2, 6..=6)], &[]);
+    assert_eq!(choose(&request(Target::End), &[backup(1, 3)], &own).unwrap_err().kind(), Kind::Hole);
+}
+
+#[test]
+fn a_target_behind_a_fork_warns_of_the_timeline_that_went_on() {
+    let backups = [backup(1, 3)];
+    let target = |text| request(Target::Lsn(lsn(text)));
+    for (parent_until, position, warned) in [(9, "0/7000000", 1), (9, "0/5000000", 0), (5, "0/7000000", 0)] {
+        let inventory = inventory(&[(1, 2..=parent_until), (2, 6..=8)], &[(2, FORK)]);
+        let settled = settled(&target(position), &backups, &inventory, None).unwrap();
+        assert_eq!(settled.warnings.len(), warned, "{parent_until} {position}: {:?}", settled.warnings);
+    }
 }
 
 #[test]
@@ -200,13 +215,16 @@ fn a_hole_before_the_target_makes_it_impossible() {
     ] {
         let asked = request(target.clone());
         match settled(&asked, &backups, &inventory, verdict) {
-            Ok(_) => assert!(possible, "{target:?}"),
+            Ok(settled) => {
+                assert!(possible, "{target:?}");
+                // The server reads ahead.
+                assert_eq!(settled.last_segment.unwrap().to_string(), "000000010000000000000005", "{target:?}");
+            }
             Err(error) => assert_eq!((error.kind(), possible), (Kind::Hole, false), "{target:?}"),
         }
         let until = Request { until_hole: true, ..asked };
         let settled = settled(&until, &backups, &inventory, verdict).unwrap();
-        let found = settled.last_segment.map(|last| last.to_string());
-        assert_eq!(found.as_deref(), (!possible).then_some("000000010000000000000005"), "{target:?}");
+        assert_eq!(settled.last_segment.unwrap().to_string(), "000000010000000000000005", "{target:?}");
         assert_eq!(settled.target == Target::End, !possible, "{target:?}");
     }
 }

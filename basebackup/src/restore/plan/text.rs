@@ -8,6 +8,7 @@ use super::{Plan, RecoveryEnd, RecoveryTimeline};
 use crate::list::time;
 use crate::output::bytes;
 use crate::restore::target::{Bound, Role, Target};
+use crate::restore::time::to_postgres;
 
 impl Plan {
     /// The plan in lines.
@@ -35,7 +36,13 @@ impl Plan {
         line("", self.end_text());
         line("Timeline", format!("{}: {}", self.timeline_text(), self.timeline_reason));
         let wal = &self.wal;
-        line("WAL", format!("{} to {} ({} segments), all there", wal.first, wal.last, wal.segments));
+        line(
+            "WAL",
+            match wal.segments {
+                1 => format!("{}, which is there", wal.first),
+                segments => format!("{} to {} ({segments} segments), all there", wal.first, wal.last),
+            },
+        );
         if let Some(written) = wal.written {
             line("", format!("the last one was written at {}; the archive goes on to {}", time(written), wal.end_lsn));
         }
@@ -89,8 +96,8 @@ impl Plan {
             Target::End => return "none: a standby".to_owned(),
             Target::Immediate => "the end of the backup".to_owned(),
             Target::Time(moment) => match &moment.assumed_zone {
-                Some(zone) => format!("time {} (read in time zone {zone}), {bound}", moment.time),
-                None => format!("time {}, {bound}", moment.time),
+                Some(zone) => format!("time {} (read in time zone {zone}), {bound}", to_postgres(moment.time)),
+                None => format!("time {}, {bound}", to_postgres(moment.time)),
             },
             Target::Lsn(lsn) => format!("position {lsn}, {bound}"),
             Target::Xid(xid) => format!("transaction {xid}, {bound}"),
@@ -104,7 +111,8 @@ impl Plan {
         match self.end {
             RecoveryEnd::Position(lsn) => format!("recovery stops at {lsn}"),
             RecoveryEnd::Before(end) => {
-                format!("recovery stops before the transaction that ended at {} ({})", end.time, end.lsn)
+                let time = to_postgres(end.time);
+                format!("recovery stops at {}, before the transaction that ended at {time}", end.lsn)
             }
             RecoveryEnd::IfFound => {
                 format!("recovery stops where it finds the target, and fails if it is not before {}", self.wal.end_lsn)
