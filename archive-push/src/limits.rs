@@ -17,29 +17,37 @@ pub(crate) const OUTAGE_MEMORY: Duration = Duration::from_secs(60);
 /// The limits of one call.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
+    begun: Instant,
     timeout: Duration,
     stopping_since: Option<Instant>,
+    is_impatient: bool,
 }
 
 impl Limits {
-    /// The limits of a call that begins now.
-    pub(crate) fn new(timeout: Duration) -> Self {
-        Self { timeout, stopping_since: None }
+    /// The limits of a call that begins now. `store_failed` a moment ago or not.
+    pub(crate) fn new(timeout: Duration, store_failed: bool) -> Self {
+        let is_impatient = store_failed || server_is_stopping();
+        Self { begun: Instant::now(), timeout, stopping_since: None, is_impatient }
     }
 
-    /// How long to wait for a first sign of life where there is reason to be impatient.
-    pub(crate) fn first_answer(self) -> Duration {
-        IMPATIENT.min(self.timeout)
+    /// When the call ends at the latest.
+    pub(crate) fn deadline(&self) -> Instant {
+        self.begun + self.timeout
     }
 
-    /// Whether the server whose data directory is the working directory is shutting down.
-    pub(crate) fn server_is_stopping() -> bool {
-        PostmasterPid::read(Path::new(".")).is_some_and(|server| server.is_stopping())
+    /// How long to wait for a first sign of the store's life; nothing where there is no reason to be impatient.
+    pub(crate) fn first_answer(&self) -> Option<Duration> {
+        self.is_impatient.then(|| IMPATIENT.min(self.timeout))
     }
 
-    /// Why not to wait any longer, `passed` after the call began.
-    pub(crate) fn exceeded(&mut self, passed: Duration) -> Option<Error> {
-        if self.stopping_since.is_none() && Self::server_is_stopping() {
+    /// Whether the call has had all the time it was given.
+    pub(crate) fn is_used_up(&self) -> bool {
+        self.begun.elapsed() >= self.timeout
+    }
+
+    /// Why not to wait any longer.
+    pub(crate) fn exceeded(&mut self) -> Option<Error> {
+        if self.stopping_since.is_none() && server_is_stopping() {
             self.stopping_since = Some(Instant::now());
         }
         let last_chance = IMPATIENT + LAST_UPLOAD;
@@ -49,9 +57,32 @@ impl Limits {
                     .hint("The WAL file stays in pg_wal and is archived after the next start."),
             );
         }
-        (passed >= self.timeout).then(|| {
+        self.is_used_up().then(|| {
             Error::new(Kind::Unavailable, format!("gave up after {} s without an answer", self.timeout.as_secs()))
                 .hint("PostgreSQL tries again; on a slow link, raise \"timeout\".")
         })
     }
+
+    /// Why not to wait any longer for a worker, of whose store this is known.
+    pub(crate) fn exceeded_by_worker(&mut self, store_answers: bool, trouble: Option<&str>) -> Option<Error> {
+        let silent = || self.first_answer().filter(|first| !store_answers && self.begun.elapsed() >= *first);
+        let error = match silent() {
+            Some(first) => no_answer_within(first),
+            None => self.exceeded()?,
+        };
+        Some(match trouble {
+            Some(trouble) => error.caused_by(trouble),
+            None => error,
+        })
+    }
+}
+
+/// The store gave no sign of life.
+pub(crate) fn no_answer_within(limit: Duration) -> Error {
+    Error::new(Kind::Unavailable, format!("the repository did not answer within {} s", limit.as_secs()))
+}
+
+/// Whether the server whose data directory is the working directory is shutting down.
+fn server_is_stopping() -> bool {
+    PostmasterPid::read(Path::new(".")).is_some_and(|server| server.is_stopping())
 }

@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use walkeep_common::cli::host_name;
 use walkeep_common::error::{Error, IoContext as _, Kind, Result};
 use walkeep_common::lsn::Lsn;
@@ -29,16 +30,16 @@ pub(crate) struct Source {
     pub(crate) pg_major: Option<u32>,
     path: PathBuf,
     file: File,
-    before: Stamp,
+    pub(crate) before: Stamp,
     start_lsn: Option<Lsn>,
 }
 
 /// What changes when a file is written or another takes its place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    inode: u64,
-    size: u64,
-    modified: Timestamp,
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Stamp {
+    pub(crate) inode: u64,
+    pub(crate) size: u64,
+    pub(crate) modified: Timestamp,
 }
 
 impl Source {
@@ -172,6 +173,27 @@ impl Source {
         Ok(encoded)
     }
 
+    /// The hash that identifies the file's contents.
+    ///
+    /// # Errors
+    /// `Unavailable` on I/O errors.
+    pub(crate) fn blake3(&self) -> Result<String> {
+        (&self.file).rewind().context("read WAL file", &self.path)?;
+        let mut hasher = blake3::Hasher::new();
+        let _ = hasher.update_reader(&self.file).context("read WAL file", &self.path)?;
+        Ok(hasher.finalize().to_hex().to_string())
+    }
+
+    /// The file's size in bytes.
+    pub(crate) fn size(&self) -> u64 {
+        self.before.size
+    }
+
+    /// Whether the file's name still leads to the file that was opened, unchanged.
+    pub(crate) fn is_unchanged(&self) -> bool {
+        File::open(&self.path).is_ok_and(|file| Stamp::of(&file, &self.path).is_ok_and(|stamp| stamp == self.before))
+    }
+
     /// Whether the last page belongs to this segment, or is empty as after a forced switch. A file that was recycled
     /// or is still being received has something else there.
     ///
@@ -231,10 +253,12 @@ pub(crate) fn read_header(file: &File, path: &Path) -> Result<SegmentHeader> {
 }
 
 /// The control file of the cluster: PostgreSQL's working directory is its data directory; Patroni and people give an
-/// absolute path instead.
+/// absolute path instead, in which `pg_wal` may be a link to somewhere else.
 fn control_file(path: &Path) -> Option<ControlFile> {
+    let above = path.parent().and_then(Path::parent).filter(|_| path.is_absolute()).map(Path::to_owned);
     let beside = path.parent().map(|directory| directory.join(".."));
-    [Some(PathBuf::from(".")), beside].into_iter().flatten().find_map(|directory| ControlFile::read(&directory).ok())
+    let directories = [Some(PathBuf::from(".")), above, beside];
+    directories.into_iter().flatten().find_map(|directory| ControlFile::read(&directory).ok())
 }
 
 /// A file that is not there, or closed to us, is not a WAL file we could archive later.

@@ -6,11 +6,14 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 /// The result of an operation of Walkeep.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What a failure means to the caller.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// Wrong arguments or configuration: repeating the call cannot help.
     Usage,

@@ -14,6 +14,7 @@ fn one_line_is_enough() {
     assert_eq!(config.repository.to_string(), "s3://bucket/some/prefix");
     assert_eq!((config.cluster.as_str(), config.timeout), ("main", Duration::from_secs(60)));
     assert_eq!(config.compression_level.level(), 3);
+    assert_eq!((config.jobs, config.linger), (None, Duration::from_secs(10)));
 }
 
 #[test]
@@ -57,6 +58,8 @@ fn what_cannot_be_meant_is_refused_with_the_setting_and_its_place() {
         ("repository = \"file:///a\"\ntimeout = \"soon\"", "timeout"),
         ("repository = \"file:///a\"\ncompression_level = 99", "compression_level"),
         ("repository = \"file:///a\"\nstandby_outage = \"maybe\"", "standby_outage"),
+        ("repository = \"file:///a\"\njobs = 0", "jobs"),
+        ("repository = \"file:///a\"\nlinger = \"0s\"", "linger"),
         ("repository = \"file:///a\"\nrun_directory = \"run\"", "run_directory"),
         ("repository = \"file:///a\"\n[s3]\nendpoint = \"minio:9000\"", "s3.endpoint"),
         ("repository = \"file:///a", "line 1"),
@@ -65,6 +68,12 @@ fn what_cannot_be_meant_is_refused_with_the_setting_and_its_place() {
         assert_eq!(error.kind(), Kind::Usage, "{text}");
         assert!(error.to_string().contains(word), "{text}: {error}");
     }
+}
+
+#[test]
+fn a_backlog_lowers_the_level_unless_one_is_set() {
+    assert_eq!([0, 8, 9].map(|waiting| CompressionLevel::Auto.level_with_backlog(waiting)), [3, 3, 1]);
+    assert_eq!(CompressionLevel::Fixed(5).level_with_backlog(1000), 5);
 }
 
 #[test]

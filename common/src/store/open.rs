@@ -11,7 +11,7 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::prefix::PrefixStore;
 use object_store::{Certificate, ClientOptions, ObjectStore, RetryConfig};
 
-use super::{CreateOnly, Store, credentials, directory};
+use super::{CreateOnly, Health, Store, credentials, directory};
 use crate::config::{Config, S3Settings, Scheme};
 use crate::error::{Error, IoContext as _, Kind, Result};
 use crate::retry::Patience;
@@ -60,6 +60,7 @@ impl Store {
             location: config.repository.clone(),
             directory,
             create_only: Arc::new(AtomicU8::new(known as u8)),
+            health: Arc::new(Health::default()),
             patience,
         })
     }

@@ -91,7 +91,7 @@ impl WalArchive {
                 return Ok(Ok(Kept::New));
             }
             // "Exists" proves nothing yet: it may be our own first try, or a conflict that stored nothing.
-            match self.look_at(key, file).await? {
+            match self.look_at(key, &file.header.name, file.header.size, &file.header.blake3).await? {
                 Found::Same => {
                     self.store.make_durable(key)?;
                     return Ok(Ok(Kept::AlreadyThere));
@@ -106,26 +106,36 @@ impl WalArchive {
         ))
     }
 
-    async fn look_at(&self, key: &Path, file: &Encoded) -> Result<Found> {
-        let Some((start, size)) = self.store.read_range(key, 0..MAX_BYTES).await? else { return Ok(Found::Nothing) };
+    /// Whether exactly this file is stored under its own name, durably. Costs one request, and no upload.
+    ///
+    /// # Errors
+    /// `Refused`, `Unavailable`, or `Damaged`.
+    pub async fn holds(&self, name: WalFileName, size: u64, blake3: &str) -> Result<bool> {
+        let key = self.layout.wal(name);
+        let same = matches!(self.look_at(&key, &name.to_string(), size, blake3).await?, Found::Same);
+        if same {
+            self.store.make_durable(&key)?;
+        }
+        Ok(same)
+    }
+
+    async fn look_at(&self, key: &Path, name: &str, size: u64, blake3: &str) -> Result<Found> {
+        let Some((start, object_size)) = self.store.read_range(key, 0..MAX_BYTES).await? else {
+            return Ok(Found::Nothing);
+        };
         let damaged = |problem: String| {
-            Error::new(
-                Kind::Damaged,
-                format!("the archive holds a damaged copy of \"{}\": {problem}", file.header.name),
+            Error::new(Kind::Damaged, format!("the archive holds a damaged copy of \"{name}\": {problem}")).hint(
+                format!("Move the object \"{}\" away; the next attempt stores the file anew.", self.store.url_of(key)),
             )
-            .hint(format!(
-                "Move the object \"{}\" away; the next attempt stores the file anew.",
-                self.store.url_of(key)
-            ))
         };
         let (header, length) = Header::parse(&start).map_err(|error| damaged(error.to_string()))?;
-        if header.object_size(length) != size {
-            return Err(damaged(format!("it has {size} bytes instead of {}", header.object_size(length))));
+        if header.object_size(length) != object_size {
+            return Err(damaged(format!("it has {object_size} bytes instead of {}", header.object_size(length))));
         }
-        let same = header.blake3 == file.header.blake3
-            && header.name == file.header.name
-            && header.size == file.header.size
-            && header.system_identifier == file.header.system_identifier;
+        let same = header.blake3 == blake3
+            && header.name == name
+            && header.size == size
+            && header.system_identifier == self.layout.system_identifier();
         Ok(if same { Found::Same } else { Found::Other(Box::new(header)) })
     }
 }
