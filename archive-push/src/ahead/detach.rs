@@ -5,18 +5,6 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixListener;
 
-/// Signals that PostgreSQL's children inherit as ignored (`InitPostmasterChild` and its callers), or that may come to be.
-const SIGNALS: [libc::c_int; 8] = [
-    libc::SIGHUP,
-    libc::SIGINT,
-    libc::SIGQUIT,
-    libc::SIGALRM,
-    libc::SIGTERM,
-    libc::SIGUSR1,
-    libc::SIGTTIN,
-    libc::SIGTTOU,
-];
-
 /// Leaves the session of the caller, closes what was inherited, and takes over the socket that came as standard input.
 ///
 /// It comes first in the life of the process: whatever is open then was opened by someone else.
@@ -34,6 +22,9 @@ pub(crate) fn detach() -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Those above are for the use of programs among themselves.
+const LAST_SIGNAL: libc::c_int = libc::SIGSYS;
+
 fn close_inherited() -> io::Result<()> {
     let open: Vec<i32> =
         fs::read_dir("/proc/self/fd")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
@@ -46,8 +37,9 @@ fn close_inherited() -> io::Result<()> {
 
 #[expect(unsafe_code, reason = "no safe interface resets a signal")]
 fn default_signals() {
-    for signal in SIGNALS {
-        // SAFETY: SIG_DFL installs no handler, and no other thread runs yet.
+    // What PostgreSQL ignores, its children inherit as ignored. Writing to a closed socket shall fail and not kill.
+    for signal in (1..=LAST_SIGNAL).filter(|signal| *signal != libc::SIGPIPE) {
+        // SAFETY: SIG_DFL installs no handler, and no other thread runs yet. For what cannot be set it fails.
         let _ = unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
 }

@@ -8,7 +8,7 @@ use std::io::{self, BufReader};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -49,11 +49,13 @@ pub(crate) fn run(args: &Args, socket: &Path) {
     warnings::keep();
     let Ok(listener) = detach() else { return };
     let own = fs::symlink_metadata(socket).map(|metadata| (metadata.dev(), metadata.ino())).ok();
+    let file = args.common.config.as_deref();
+    let written = file.and_then(written);
     // A configuration that cannot be read now is the next call's to complain about.
     if let Ok(config) = args.common.resolve() {
         let memory = HostMemory::open(&config);
         match Worker::begin(args, &config, &memory, socket, listener) {
-            Ok(worker) => worker.work(own),
+            Ok(worker) => worker.work(|| is_at(socket, own) && file.and_then(self::written) == written),
             Err(error) => memory.note(NO_WORKER_FACT, &socket.to_string_lossy(), &error.to_string()),
         }
     }
@@ -62,13 +64,18 @@ pub(crate) fn run(args: &Args, socket: &Path) {
     }
 }
 
+/// What changes when a file is written anew.
+fn written(file: &Path) -> Option<(u64, u64, i64, i64)> {
+    let metadata = fs::metadata(file).ok()?;
+    Some((metadata.ino(), metadata.size(), metadata.mtime(), metadata.mtime_nsec()))
+}
+
 /// Whether calls find our socket there, and not another worker's.
 fn is_at(socket: &Path, own: Option<(u64, u64)>) -> bool {
     own.is_some() && fs::symlink_metadata(socket).map(|metadata| (metadata.dev(), metadata.ino())).ok() == own
 }
 
 struct Worker {
-    socket: PathBuf,
     server: PostmasterPid,
     office: Arc<Office>,
 }
@@ -117,15 +124,16 @@ impl Worker {
         }
         let answering = Arc::clone(&office);
         let _ = thread::Builder::new().spawn(move || answering.answer_for_ever(&listener)).map_err(failed)?;
-        Ok(Self { socket: socket.to_owned(), server, office })
+        Ok(Self { server, office })
     }
 
-    /// Goes on as long as the worker is needed. Uploads that are under way then are given up: they can be done again.
-    fn work(&self, own: Option<(u64, u64)>) {
+    /// Goes on as long as the worker is needed, of which `is_found` tells whether calls could find it. Uploads that are
+    /// under way at its end are given up: they can be done again.
+    fn work(&self, is_found: impl Fn() -> bool) {
         loop {
             let server = self.office.data.server();
             let needed = server.is_some_and(|server| server.is_same_server(&self.server))
-                && is_at(&self.socket, own)
+                && is_found()
                 && !self.office.leaving.load(Ordering::Relaxed)
                 && !self.office.desk.is_idle();
             if !needed {
