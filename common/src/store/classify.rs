@@ -25,6 +25,9 @@ const CREDENTIAL_CODES: [&str; 8] = [
 /// Codes that a fresh signature, with credentials read anew, may clear up.
 const OUTDATED_CODES: [&str; 3] = ["ExpiredToken", "TokenRefreshRequired", "RequestTimeTooSkewed"];
 const MISSING_BUCKET_CODES: [&str; 3] = ["NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist"];
+/// Where clients look for credentials when nothing is configured: the metadata services of the clouds' machines.
+const CREDENTIAL_SOURCES: [&str; 5] =
+    ["169.254.169.254", "169.254.170.2", "metadata.google.internal", "login.microsoftonline.com", "MissingCredentials"];
 /// Answers with a 4xx status that come from load or a slow link, not from the request.
 const TRANSIENT_CODES: [&str; 4] = ["RequestTimeout", "SlowDown", "OperationAborted", "ServerBusy"];
 
@@ -55,10 +58,15 @@ pub(super) fn is_range_not_satisfiable(error: &StoreError) -> bool {
     status(&text) == Some(416) || text.contains("Wanted range starting at") || text.contains("Out of range of file")
 }
 
+/// Whether the store answered a request for a range with the whole object.
+pub(super) fn is_whole_answer(error: &StoreError) -> bool {
+    text(error).contains("non-partial response")
+}
+
 /// Turns a failure into ours. Text that came from a peer is cut and printed in one line.
 pub(super) fn explain(location: &Location, doing: &str, url: &str, error: &StoreError) -> Error {
     let text = text(error);
-    let failure = classify(location, error, &text);
+    let failure = classify(location, error, &without_addresses(&text));
     let message = format!("could not {doing} \"{url}\": {}", failure.words.unwrap_or_else(|| shorten(&text)));
     let mut error = Error::new(failure.kind, message);
     if let Some(hint) = failure.hint {
@@ -139,13 +147,22 @@ fn classify_transport(location: &Location, text: &str) -> Failure {
         };
         return Failure { hint: Some(hint.to_owned()), ..Failure::new(Kind::Unavailable) };
     }
-    if text.contains("credential") || text.contains("MetadataRequest") || text.contains("metadata") {
-        return Failure { hint: Some(credentials_hint(location)), ..Failure::new(Kind::Refused) };
+    if CREDENTIAL_SOURCES.iter().any(|source| text.contains(source)) {
+        let mut failure = Failure::refused("no credentials were found", credentials_hint(location));
+        failure.words = Some(format!("no credentials were found: {}", shorten(text)));
+        return failure;
     }
     Failure::new(Kind::Unavailable)
 }
 
 fn classify_io(error: &io::Error) -> Failure {
+    // EPERM, and not EACCES: the file system cannot do it at all.
+    if error.raw_os_error() == Some(1) || error.kind() == io::ErrorKind::Unsupported {
+        return Failure::refused(
+            "the operation is not permitted on this file system",
+            "The repository needs a file system with hard links: FAT and some network file systems have none.",
+        );
+    }
     match error.kind() {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Failure {
             hint: Some("The user that runs PostgreSQL must be able to read and write the repository.".to_owned()),
@@ -215,6 +232,14 @@ fn text(error: &StoreError) -> String {
     text
 }
 
+/// The text without URLs and paths: names of buckets and clusters must not be taken for codes. The addresses at which
+/// credentials are asked for stay.
+fn without_addresses(text: &str) -> String {
+    let is_address = |word: &&str| word.contains("://") || word.contains('/') && !word.contains('<');
+    let kept = |word: &&str| !is_address(word) || CREDENTIAL_SOURCES.iter().any(|source| word.contains(source));
+    text.split_whitespace().filter(kept).collect::<Vec<_>>().join(" ")
+}
+
 fn status(text: &str) -> Option<u16> {
     let after = text.split("status code: ").nth(1)?;
     after.get(..3)?.parse().ok()
@@ -270,6 +295,16 @@ mod tests {
         }
         assert_eq!(kind(&generic("error sending request: Connection refused")), Kind::Unavailable);
         assert_eq!(kind(&generic("dns error: failed to lookup address information")), Kind::Unavailable);
+    }
+
+    #[test]
+    fn names_of_buckets_and_clusters_are_no_codes() {
+        let refused = generic(
+            "Error performing PUT http://127.0.0.1:1/company-metadata/SlowDown/NoSuchBucket in 1ms - connection refused",
+        );
+        assert_eq!(kind(&refused), Kind::Unavailable);
+        let metadata = generic("Error performing PUT http://169.254.169.254/latest/api/token in 1s - timed out");
+        assert_eq!(kind(&metadata), Kind::Refused);
     }
 
     #[test]
