@@ -6,6 +6,7 @@ mod archive_push;
 mod backfill;
 mod harness;
 mod recovery;
+mod restore;
 mod samples;
 mod store_faults;
 mod wal_records;
