@@ -7,6 +7,7 @@ mod backfill;
 mod harness;
 mod readme;
 mod recovery;
+mod restore;
 mod samples;
 mod store_faults;
 mod wal_records;

@@ -208,7 +208,8 @@ fn fit(request: &Request, backup: &Backup, history: &TimelineHistory, inventory:
 /// Whether a transaction with this id began when `next` was the next one. Without an epoch, ids are compared as
 /// PostgreSQL does, on a circle (`TransactionIdPrecedes`, src/backend/access/transam/transam.c).
 fn assigned_later(xid: u64, next: u64) -> bool {
-    if xid > u64::from(u32::MAX) || next <= u64::from(u32::MAX) {
+    const EPOCH: u64 = 1 << 32;
+    if xid >= EPOCH || next < EPOCH {
         return xid >= next;
     }
     low_half(xid).wrapping_sub(low_half(next)) < 1 << 31

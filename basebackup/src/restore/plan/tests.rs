@@ -7,7 +7,6 @@ use walkeep_common::repository::backup::{Owner, Pack, StoredObject};
 use walkeep_common::repository::layout::pack_name;
 use walkeep_common::store::Listed;
 use walkeep_common::wal::segment::SegmentSize;
-use walkeep_common::wal_archive::inventory::Inventory;
 
 use super::*;
 use crate::restore::target::Bound;
@@ -75,7 +74,7 @@ fn inventory(runs: &[(u32, std::ops::RangeInclusive<u64>)], histories: &[(u32, &
         numbers.clone().map(|number| SegmentName::new(Timeline(*timeline), number, size()).to_string())
     });
     let objects: Vec<Listed> = names
-        .map(|name| Listed { key: format!("wal/x/{name}.zst").into(), size: 1, modified: jiff::Timestamp::UNIX_EPOCH })
+        .map(|name| Listed { key: format!("wal/x/{name}.zst").into(), size: 1, modified: Timestamp::UNIX_EPOCH })
         .collect();
     let histories =
         histories.iter().map(|(timeline, text)| TimelineHistory::parse(Timeline(*timeline), text).unwrap()).collect();
@@ -167,11 +166,11 @@ fn the_newest_timeline_is_followed_from_a_backup_on_the_way_to_it() {
 
 #[test]
 fn a_history_that_recovery_would_ask_for_must_be_there() {
-    let inventory = inventory(&[(1, 2..=6), (2, 6..=6), (3, 6..=8)], &[(3, "1\t0/6000028\tx\n")]);
-    let error = choose(&request(Target::End), &[backup(1, 3)], &inventory).unwrap_err();
+    let between = inventory(&[(1, 2..=6), (2, 6..=6), (3, 6..=8)], &[(3, "1\t0/6000028\tx\n")]);
+    let error = choose(&request(Target::End), &[backup(1, 3)], &between).unwrap_err();
     assert_eq!(error.kind(), Kind::Hole);
     assert!(error.to_string().contains("00000002.history"), "{error}");
-    let own = super::tests::inventory(&[(1, 2..=6), (2, 6..=6)], &[]);
+    let own = inventory(&[(1, 2..=6), (2, 6..=6)], &[]);
     assert_eq!(choose(&request(Target::End), &[backup(1, 3)], &own).unwrap_err().kind(), Kind::Hole);
 }
 
