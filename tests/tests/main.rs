@@ -4,6 +4,7 @@
 mod archive_get;
 mod archive_push;
 mod backfill;
+mod format_recipe;
 mod golden;
 mod harness;
 mod layers;
