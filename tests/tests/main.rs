@@ -12,4 +12,5 @@ mod recovery;
 mod samples;
 mod store_contract;
 mod store_faults;
+mod take;
 mod wal_records;
