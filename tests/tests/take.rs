@@ -18,6 +18,7 @@ use walkeep_tests::user;
 use walkeep_tests::wait::{SOON, until};
 
 use crate::format_recipe::{Extracted, archiving, take, take_backup};
+use crate::store_contract::unfinished_uploads;
 
 /// What `basebackup list` or `show` prints as JSON.
 fn json(repository: &Repository, arguments: &[&str]) -> Value {
@@ -354,7 +355,7 @@ fn relations_that_change_between_the_listing_and_the_copy_do_no_harm() {
 }
 
 #[test]
-fn a_backup_whose_session_is_lost_fails() {
+fn a_backup_whose_session_is_lost_fails_at_once() {
     let proxied = Proxied::start();
     let running = proxied.take_up_to("POST", "pack-00001");
     let terminated = proxied.cluster.sql(
@@ -362,9 +363,23 @@ fn a_backup_whose_session_is_lost_fails() {
          where backend_type = 'client backend' and pid <> pg_backend_pid()) x",
     );
     assert_eq!(terminated, "1");
+    // The store still does not take the pack.
+    let failed = running.finish();
     proxied.proxy.clear();
-    expect_no_backup(&proxied.cluster, &proxied.repository, &running.finish());
+    expect_no_backup(&proxied.cluster, &proxied.repository, &failed);
     take_backup(&proxied.cluster, &proxied.repository);
+}
+
+#[test]
+fn an_interrupted_upload_leaves_no_parts_behind() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let proxied = Proxied::start();
+        let running = proxied.take_up_to("PUT", "partNumber");
+        assert_eq!(unfinished_uploads(&proxied.repository), 1);
+        running.signal(signal);
+        expect_no_backup(&proxied.cluster, &proxied.repository, &running.finish());
+        assert_eq!(unfinished_uploads(&proxied.repository), 0);
+    }
 }
 
 #[test]
@@ -462,7 +477,7 @@ fn damaged_pages_are_named_and_fail_a_backup_only_on_request() {
 
     let taken = take(&cluster, &repository).finish();
     taken.expect_code(0).expect_stderr(&["WARNING", &path, "page 3", "page 7"]);
-    assert_eq!(taken.stderr.matches("WARNING").count(), 2, "{taken}");
+    assert_eq!(taken.stderr.matches("WARNING").count(), 3, "two pages and how many there are\n{taken}");
     let id = taken.stdout.trim_end();
     let shown = json(&repository, &["show", id]);
     let page = |block: u32| serde_json::json!({"file": path, "block": block});

@@ -47,6 +47,8 @@ pub struct Store {
     directory: Option<PathBuf>,
     create_only: Arc<AtomicU8>,
     patience: Patience,
+    /// Uploads that were dropped unfinished.
+    given_up: upload::GivenUp,
 }
 
 /// What a put that must not overwrite did.
