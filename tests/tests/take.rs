@@ -11,6 +11,7 @@ use serde_json::Value;
 use walkeep_tests::binaries;
 use walkeep_tests::ceph;
 use walkeep_tests::cluster::{Cluster, major, program};
+use walkeep_tests::emulator::free_port;
 use walkeep_tests::proxy::{Fault, Proxy, Rule};
 use walkeep_tests::repository::Repository;
 use walkeep_tests::run::{Finished, Run, Running};
@@ -380,6 +381,18 @@ fn an_interrupted_upload_leaves_no_parts_behind() {
         expect_no_backup(&proxied.cluster, &proxied.repository, &running.finish());
         assert_eq!(unfinished_uploads(&proxied.repository), 0);
     }
+}
+
+#[test]
+fn a_store_that_is_out_of_reach_is_reported_before_anything_begins() {
+    let mut repository = Repository::ceph();
+    let cluster = archiving(&repository).start();
+    let endpoint = format!("http://127.0.0.1:{}", free_port());
+    repository.set_endpoint(&endpoint);
+    let failed = take(&cluster, &repository).finish();
+    failed.expect_code(1).expect_stderr(&["basebackup: ERROR:", &endpoint]);
+    assert!(failed.elapsed < Duration::from_secs(50), "{failed}");
+    wait_until_nobody_is_connected(&cluster);
 }
 
 #[test]

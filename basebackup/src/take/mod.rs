@@ -15,7 +15,7 @@ mod wal;
 use std::cell::OnceCell;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use walkeep_common::cli::{Reporter, Severity};
 use walkeep_common::config::Config;
@@ -46,6 +46,9 @@ use crate::session::{Session, preflight};
 
 /// How long one request is tried again: an outage shorter than this costs a backup nothing but time.
 const PATIENCE: Patience = Patience::For(Duration::from_secs(10 * 60));
+
+/// How long the repository may be out of reach before anything has begun: somebody waits for the message.
+const FIRST_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Takes a backup and prints its id.
 ///
@@ -92,7 +95,9 @@ async fn run(args: &TakeArgs, config: &Config, reporter: Reporter, used: &OnceCe
 
     let archive = WalArchive::open(config, control.system_identifier, HostMemory::open(config), PATIENCE)?;
     let _ = used.set(archive.store().clone());
-    archive.prepare_to_write(Some(server.settings.segment_size), Some(server.version.major())).await?;
+    let soon = Patience::Until(Instant::now() + FIRST_PATIENCE);
+    let (segment_size, major) = (server.settings.segment_size, server.version.major());
+    archive.with_patience(soon).prepare_to_write(Some(segment_size), Some(major)).await?;
     let id = begin::begin(&archive, data_directory, &control).await?;
 
     let backup_mode = BackupMode::start(session, &args.label, args.checkpoint.into()).await?;
