@@ -19,6 +19,7 @@ use walkeep_tests::user;
 use walkeep_tests::wait::{SOON, until};
 
 use crate::format_recipe::{Extracted, archiving, take, take_backup};
+use crate::samples::unpacked;
 use crate::store_contract::unfinished_uploads;
 
 /// What `basebackup list` or `show` prints as JSON.
@@ -393,6 +394,31 @@ fn a_store_that_is_out_of_reach_is_reported_before_anything_begins() {
     failed.expect_code(1).expect_stderr(&["basebackup: ERROR:", &endpoint]);
     assert!(failed.elapsed < Duration::from_secs(50), "{failed}");
     wait_until_nobody_is_connected(&cluster);
+}
+
+#[test]
+fn a_backup_after_a_promotion_brings_its_timeline_s_history_along() {
+    let repository = Repository::directory();
+    let primary = Cluster::options().segment_size(1).start();
+    primary.sql("create table t as select n from generate_series(1, 1000) n");
+    let command = format!("{} %p", binaries::archive_push().display());
+    let options = Cluster::options().environment(repository.environment()).archive_command(&command);
+    let mut standby = primary.standby(options);
+    standby.start();
+    let written = primary.sql("select pg_current_wal_lsn()");
+    standby.wait_for(&format!("select pg_last_wal_replay_lsn() >= '{written}'"), "t");
+    drop(primary);
+    standby.promote();
+    standby.wait_until_archived(&standby.finish_segment());
+    // Gone behind the back of archive-push, which has seen it a moment ago.
+    repository.delete(&repository.find("wal/00000002.history.zst"));
+    let id = take_backup(&standby, &repository);
+    assert_eq!(json(&repository, &["show", &id])["timeline"], 2);
+    let history = std::fs::read(standby.data().join("pg_wal/00000002.history")).unwrap();
+    assert!(unpacked(&repository, &repository.find("wal/00000002.history.zst")) == history);
+    let recovered =
+        Extracted::new(&repository, &id).recover(Cluster::options().configure("recovery_target_timeline = 2"));
+    assert_eq!(recovered.cluster.sql("select count(*) from t"), "1000");
 }
 
 #[test]
