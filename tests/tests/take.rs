@@ -702,3 +702,28 @@ fn root_is_refused() {
     refused.expect_code(2).expect_stderr(&["root", "--allow-root"]);
     assert_eq!(repository.objects(), Vec::<String>::new());
 }
+
+#[test]
+#[ignore = "slow: backs up a gigabyte"]
+fn a_large_database_needs_no_more_memory_than_a_small_one() {
+    let repository = Repository::directory();
+    let cluster = archiving(&repository).checksums().configure("max_wal_size = 1GB").start();
+    // Bytes that do not compress, so that all of them travel.
+    cluster.sql(
+        "create table t as select n, (select string_agg(md5(n::text || g), '') from generate_series(1, 50) g) \
+                 from generate_series(1, 600000) n",
+    );
+    let mut running = take(&cluster, &repository).args(["--wal-timeout", "10min"]).timeout(SOON * 10).start();
+    let status = PathBuf::from(format!("/proc/{}/status", running.id()));
+    let mut peak = 0;
+    while !running.has_ended() {
+        let status = std::fs::read_to_string(&status).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        peak = peak.max(line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or(0));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let taken = running.finish();
+    let shown = json(&repository, &["show", taken.expect_code(0).stdout.trim_end()]);
+    assert!(shown["plain_size"].as_u64().unwrap() > 1_000_000_000, "{shown}");
+    assert!(peak > 10_000 && peak < 512 * 1024, "{peak} KiB");
+}
