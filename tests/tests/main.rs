@@ -4,10 +4,15 @@
 mod archive_get;
 mod archive_push;
 mod backfill;
+mod format_recipe;
+mod golden;
 mod harness;
+mod layers;
 mod readme;
 mod recovery;
 mod restore;
 mod samples;
+mod store_contract;
 mod store_faults;
+mod take;
 mod wal_records;

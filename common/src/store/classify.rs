@@ -25,9 +25,11 @@ const CREDENTIAL_CODES: [&str; 8] = [
 /// Codes that a fresh signature, with credentials read anew, may clear up.
 const OUTDATED_CODES: [&str; 3] = ["ExpiredToken", "TokenRefreshRequired", "RequestTimeTooSkewed"];
 const MISSING_BUCKET_CODES: [&str; 3] = ["NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist"];
-/// Where clients look for credentials when nothing is configured: the metadata services of the clouds' machines.
-const CREDENTIAL_SOURCES: [&str; 5] =
-    ["169.254.169.254", "169.254.170.2", "metadata.google.internal", "login.microsoftonline.com", "MissingCredentials"];
+/// Where a machine of a cloud asks for its own credentials: the last resort where none are configured.
+const METADATA_SERVICES: [&str; 4] =
+    ["//169.254.169.254/", "//169.254.170.", "//metadata.google.internal", "//login.microsoftonline.com"];
+/// Codes that mean the credentials are accepted and not allowed to do this.
+const RIGHTS_CODES: [&str; 3] = ["AccessDenied", "AuthorizationPermissionMismatch", "does not have storage."];
 /// Answers with a 4xx status that come from load or a slow link, not from the request.
 const TRANSIENT_CODES: [&str; 4] = ["RequestTimeout", "SlowDown", "OperationAborted", "ServerBusy"];
 
@@ -72,7 +74,7 @@ pub(super) fn explain(location: &Location, doing: &str, url: &str, error: &Store
     if let Some(hint) = failure.hint {
         error = error.hint(hint);
     }
-    if mentions(&text, &OUTDATED_CODES) { error.worth_one_more() } else { error }
+    if mentions(&text, &OUTDATED_CODES) || mentions(&text, &METADATA_SERVICES) { error.worth_one_more() } else { error }
 }
 
 struct Failure {
@@ -95,6 +97,10 @@ fn classify(location: &Location, error: &StoreError, text: &str) -> Failure {
     if let Some(error) = io_cause(error) {
         return classify_io(error);
     }
+    if mentions(text, &METADATA_SERVICES) {
+        let words = format!("no credentials are configured, and this machine was not given any: {}", shorten(text));
+        return Failure::refused(&words, credentials_hint(location));
+    }
     if mentions(text, &MISSING_BUCKET_CODES) {
         return Failure::refused("the bucket does not exist", "Create it, or correct \"repository\".");
     }
@@ -111,9 +117,7 @@ fn classify(location: &Location, error: &StoreError, text: &str) -> Failure {
         return Failure::new(Kind::Unavailable);
     }
     match error {
-        StoreError::PermissionDenied { .. } | StoreError::Unauthenticated { .. } => {
-            Failure { hint: Some(rights_hint(location)), ..Failure::new(Kind::Refused) }
-        }
+        StoreError::PermissionDenied { .. } | StoreError::Unauthenticated { .. } => forbidden(location, text),
         StoreError::NotFound { .. } => Failure::refused(
             "the store answers 404 although this is not about one object",
             "Check \"repository\" and the endpoint: the bucket must exist.",
@@ -123,10 +127,19 @@ fn classify(location: &Location, error: &StoreError, text: &str) -> Failure {
                 hint: Some("The bucket is in another region: set \"region\" in the section [s3].".to_owned()),
                 ..Failure::new(Kind::Refused)
             },
+            Some(401 | 403) => forbidden(location, text),
             Some(408 | 429 | 499 | 500..) | None => classify_transport(location, text),
             Some(_) => Failure::new(Kind::Refused),
         },
     }
+}
+
+/// The credentials are wrong or not allowed to do this; the answer to a HEAD has no body that would say which.
+fn forbidden(location: &Location, text: &str) -> Failure {
+    let rights = rights_hint(location);
+    let known = mentions(text, &RIGHTS_CODES);
+    let hint = if known { rights } else { format!("{} {rights}", credentials_hint(location)) };
+    Failure { hint: Some(hint), ..Failure::new(Kind::Refused) }
 }
 
 /// What happened on the way to the store: all of it may pass, some of it only with help.
@@ -146,11 +159,6 @@ fn classify_transport(location: &Location, text: &str) -> Failure {
             _ => "The authority that signed the store's certificate is not trusted by this host.",
         };
         return Failure { hint: Some(hint.to_owned()), ..Failure::new(Kind::Unavailable) };
-    }
-    if CREDENTIAL_SOURCES.iter().any(|source| text.contains(source)) {
-        let mut failure = Failure::refused("no credentials were found", credentials_hint(location));
-        failure.words = Some(format!("no credentials were found: {}", shorten(text)));
-        return failure;
     }
     Failure::new(Kind::Unavailable)
 }
@@ -236,7 +244,7 @@ fn text(error: &StoreError) -> String {
 /// credentials are asked for stay.
 fn without_addresses(text: &str) -> String {
     let is_address = |word: &&str| word.contains("://") || word.contains('/') && !word.contains('<');
-    let kept = |word: &&str| !is_address(word) || CREDENTIAL_SOURCES.iter().any(|source| word.contains(source));
+    let kept = |word: &&str| !is_address(word) || mentions(word, &METADATA_SERVICES);
     text.split_whitespace().filter(kept).collect::<Vec<_>>().join(" ")
 }
 
@@ -305,6 +313,15 @@ mod tests {
         assert_eq!(kind(&refused), Kind::Unavailable);
         let metadata = generic("Error performing PUT http://169.254.169.254/latest/api/token in 1s - timed out");
         assert_eq!(kind(&metadata), Kind::Refused);
+    }
+
+    #[test]
+    fn a_machine_without_credentials_of_its_own_is_told_to_configure_some() {
+        let text = "Error performing PUT http://169.254.169.254/latest/api/token in 5s: error sending request";
+        let location = Location { scheme: Scheme::S3 { bucket: "b".into() }, prefix: String::new() };
+        let error = explain(&location, "store", "s3://b/key", &generic(text));
+        assert_eq!((error.kind(), error.is_worth_one_more()), (Kind::Refused, true));
+        assert!(error.hint_text().is_some_and(|hint| hint.contains("AWS_ACCESS_KEY_ID")));
     }
 
     #[test]

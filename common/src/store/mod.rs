@@ -35,7 +35,7 @@ const SILENCE: Duration = Duration::from_secs(30);
 const SLOWEST_LINK: u64 = 64 * 1024;
 
 /// A store at one location; keys are relative to it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Store {
     objects: Arc<dyn ObjectStore>,
     /// The same store through a client that gives up silent requests by itself, for multipart uploads.
@@ -45,6 +45,8 @@ pub struct Store {
     directory: Option<PathBuf>,
     create_only: Arc<AtomicU8>,
     patience: Patience,
+    /// Uploads that were dropped unfinished.
+    given_up: upload::GivenUp,
 }
 
 /// What a put that must not overwrite did.
@@ -83,6 +85,13 @@ pub struct Reading {
     pub size: u64,
     key: Path,
     body: BoxStream<'static, object_store::Result<Bytes>>,
+}
+
+/// The clients hold keys and print them: they stay out of it.
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("location", &self.location).finish_non_exhaustive()
+    }
 }
 
 impl std::fmt::Debug for Reading {

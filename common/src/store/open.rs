@@ -11,6 +11,7 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::prefix::PrefixStore;
 use object_store::{Certificate, ClientOptions, ObjectStore, RetryConfig};
 
+use super::upload::GivenUp;
 use super::{CreateOnly, Store, credentials, directory};
 use crate::config::{Config, S3Settings, Scheme};
 use crate::error::{Error, IoContext as _, Kind, Result};
@@ -62,6 +63,7 @@ impl Store {
             directory,
             create_only: Arc::new(AtomicU8::new(known as u8)),
             patience,
+            given_up: GivenUp::default(),
         })
     }
 }
