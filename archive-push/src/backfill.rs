@@ -91,7 +91,7 @@ async fn push_segment(archive: &WalArchive, source: &Source, level: i32) -> Resu
         Err(error) if error.kind() == Kind::Invalid => return Ok(()),
         Err(error) => return Err(error),
     };
-    tracing::warn!("WAL segment \"{}\" was not archived before the promotion; archiving it now", source.name);
+    tracing::info!("WAL segment \"{}\" was not archived before the promotion; archiving it now", source.name);
     archive.keep(source.name, &encoded, &LeftTimelines::default()).await.map(drop)
 }
 
