@@ -141,8 +141,9 @@ pub fn find_archive_get(own: Option<PathBuf>, search_path: Option<std::ffi::OsSt
 
 /// Environment variables that this run relied on, and that PostgreSQL does not pass on unless it has them itself.
 pub fn relied_on(names: impl Iterator<Item = String>) -> Vec<String> {
-    let known = ["WALKEEP_CONFIG", "WALKEEP_REPOSITORY", "WALKEEP_CLUSTER"];
-    let ours = |name: &str| name.starts_with("WALKEEP_") && !known.contains(&name);
+    // Written into the command, or of no consequence to it.
+    let known = ["CONFIG", "REPOSITORY", "CLUSTER", "RUN_DIRECTORY", "SPOOL_DIRECTORY", "COMPRESSION_LEVEL"];
+    let ours = |name: &str| name.strip_prefix("WALKEEP_").is_some_and(|name| !known.contains(&name));
     let credentials = |name: &str| {
         ["AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION"].contains(&name)
             || name.starts_with("GOOGLE_")

@@ -13,6 +13,7 @@ use walkeep_common::wal_archive::inventory::{Inventory, Reach};
 
 use crate::list::time;
 use crate::restore::target::{Request, Target, TimelineChoice, low_half};
+use crate::restore::time::to_postgres;
 
 /// How many backups an error explains; more would hide what matters.
 const EXPLAINED: usize = 4;
@@ -257,7 +258,7 @@ pub fn named_target(request: &Request) -> String {
     match &request.target {
         Target::End => "the end of the archive".to_owned(),
         Target::Immediate => "the end of the backup".to_owned(),
-        Target::Time(moment) => format!("time {}", moment.time),
+        Target::Time(moment) => format!("time {}", to_postgres(moment.time)),
         Target::Lsn(lsn) => format!("position {lsn}"),
         Target::Xid(xid) => format!("transaction {xid}"),
         Target::Name(name) => format!("restore point \"{name}\""),

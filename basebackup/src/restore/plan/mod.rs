@@ -208,12 +208,19 @@ fn settle(request: &Request, chosen: &Chosen<'_>, verdict: Option<Verdict>, size
         (_, verdict) if reach.hole => Err(refuse_hole(request, reach, verdict)),
         (Target::Time(moment), Some(Verdict::AfterLast(last))) => Err(Error::new(
             Kind::NotFound,
-            format!("the target {} lies after the last archived end of a transaction, at {}", moment.time, last.time),
+            format!(
+                "the target {} lies after the last archived end of a transaction, at {}",
+                to_postgres(moment.time),
+                to_postgres(last.time)
+            ),
         )
         .hint(format!(
-            "To recover up to and with that transaction: --target-lsn={}. To recover everything that is archived: no \
-             target.",
-            last.lsn
+            "{}To recover everything that is archived: no target.",
+            if last.lsn < backup.stop_lsn {
+                String::new()
+            } else {
+                format!("To recover up to and with that transaction: --target-lsn={}. ", last.lsn)
+            }
         ))),
         (Target::Time(_), _) => {
             settled.end = RecoveryEnd::IfFound;
@@ -225,7 +232,7 @@ fn settle(request: &Request, chosen: &Chosen<'_>, verdict: Option<Verdict>, size
         }
         (Target::Lsn(lsn), _) => Err(Error::new(
             Kind::NotFound,
-            format!("the target {lsn} lies beyond the end of the archived WAL at {}", reach.end_lsn(size)),
+            format!("the target {lsn} is not archived: the archived WAL ends at {}", reach.end_lsn(size)),
         )
         .hint("WAL that was not archived may still be in pg_wal of the server that wrote it.")),
         _ => Ok(settled),

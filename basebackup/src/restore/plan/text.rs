@@ -8,6 +8,7 @@ use super::{Plan, RecoveryEnd, RecoveryTimeline};
 use crate::list::time;
 use crate::output::bytes;
 use crate::restore::target::{Bound, Role, Target};
+use crate::restore::time::to_postgres;
 
 impl Plan {
     /// The plan in lines.
@@ -89,8 +90,8 @@ impl Plan {
             Target::End => return "none: a standby".to_owned(),
             Target::Immediate => "the end of the backup".to_owned(),
             Target::Time(moment) => match &moment.assumed_zone {
-                Some(zone) => format!("time {} (read in time zone {zone}), {bound}", moment.time),
-                None => format!("time {}, {bound}", moment.time),
+                Some(zone) => format!("time {} (read in time zone {zone}), {bound}", to_postgres(moment.time)),
+                None => format!("time {}, {bound}", to_postgres(moment.time)),
             },
             Target::Lsn(lsn) => format!("position {lsn}, {bound}"),
             Target::Xid(xid) => format!("transaction {xid}, {bound}"),
@@ -104,7 +105,8 @@ impl Plan {
         match self.end {
             RecoveryEnd::Position(lsn) => format!("recovery stops at {lsn}"),
             RecoveryEnd::Before(end) => {
-                format!("recovery stops before the transaction that ended at {} ({})", end.time, end.lsn)
+                let time = to_postgres(end.time);
+                format!("recovery stops at {}, before the transaction that ended at {time}", end.lsn)
             }
             RecoveryEnd::IfFound => {
                 format!("recovery stops where it finds the target, and fails if it is not before {}", self.wal.end_lsn)
