@@ -5,6 +5,8 @@ mod archive_get;
 mod archive_push;
 mod harness;
 mod recovery;
+mod restore;
 mod samples;
+mod site;
 mod store_faults;
 mod wal_records;
