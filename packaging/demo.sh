@@ -41,8 +41,8 @@ cp "$programs"/{archive-push,archive-get,basebackup} "$demo/bin/"
 postgres_programs=$(find /usr/lib/postgresql -maxdepth 2 -name bin | sort -V | tail -n 1)
 export PATH=$demo/bin:$postgres_programs:$PATH
 export PGHOST=$demo PGPORT=5432 PGUSER=postgres PGDATABASE=postgres TZ=UTC HOME=$demo
-export WALKEEP_CONFIG=$demo/walkeep.toml
-unset PGOPTIONS PGSERVICE PGPASSWORD PGDATA
+export WALKEEP_CONFIG=$demo/walkeep.toml XDG_STATE_HOME=$demo/state
+unset PGOPTIONS PGSERVICE PGPASSWORD PGDATA WALKEEP_BINARIES
 cd "$demo"
 
 step() { printf '\n\033[1m# %s\033[0m\n' "$*"; }
@@ -104,8 +104,13 @@ done
 step "Back to the moment before, into a new directory, beside the running server"
 run "basebackup restore latest -D $demo/restored --target-time \"$moment\""
 run "pg_ctl -s -w -D restored -l restored.log -o '-p 5433' start"
-run "psql -p 5433 -c \"select count(*), max(id) from orders\""
 export PGPORT=5433
+# The server answers as soon as it is consistent, and goes on to the target meanwhile.
+for _ in $(seq 300); do
+    [ "$(query "select pg_is_wal_replay_paused()")" != t ] || break
+    sleep 0.1
+done
+run "psql -p 5433 -c \"select count(*), max(id) from orders\""
 after=$(query "select count(*) || ' ' || md5(string_agg(item, '' order by id)) from orders")
 if [ "$before" != "$after" ]; then
     echo "demo: the rows differ: before \"$before\", after \"$after\"" >&2

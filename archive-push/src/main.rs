@@ -4,6 +4,7 @@
 //! reads.
 
 mod args;
+mod backfill;
 mod exit;
 mod limits;
 mod push;

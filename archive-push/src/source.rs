@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Seek as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -53,6 +54,14 @@ impl Source {
             .parse()
             .map_err(|error| Error::new(Kind::Invalid, "will not archive this file").caused_by(error))?;
         let file = File::open(path).map_err(|error| unreadable("open WAL file", path, error))?;
+        Self::of_file(file, path, name)
+    }
+
+    /// Checks that an open file is the WAL file `name`, whatever it is called by now.
+    ///
+    /// # Errors
+    /// As [`Source::open`].
+    pub(crate) fn of_file(file: File, path: &Path, name: WalFileName) -> Result<Self> {
         let before = Stamp::of(&file, path)?;
         let mut source = Self {
             name,
@@ -76,10 +85,7 @@ impl Source {
         let invalid = |problem: String| {
             Error::new(Kind::Invalid, format!("will not archive \"{}\": {problem}", self.path.display()))
         };
-        let mut first = Vec::with_capacity(LONG_HEADER_BYTES);
-        let start = (&self.file).take(LONG_HEADER_BYTES as u64).read_to_end(&mut first);
-        let _ = start.map_err(|error| unreadable("read WAL file", &self.path, error))?;
-        let header = SegmentHeader::parse(&first).map_err(|error| invalid(error.to_string()))?;
+        let header = read_header(&self.file, &self.path)?;
         let segment = self.name.segment().ok_or_else(|| invalid("it has no position".to_owned()))?;
         header.check_name(segment).map_err(|error| invalid(error.to_string()))?;
         let whole = header.segment_size.bytes();
@@ -166,10 +172,29 @@ impl Source {
         Ok(encoded)
     }
 
+    /// Whether the last page belongs to this segment, or is empty as after a forced switch. A file that was recycled
+    /// or is still being received has something else there.
+    ///
+    /// # Errors
+    /// `Unavailable` on I/O errors.
+    pub(crate) fn is_written_to_its_end(&self) -> Result<bool> {
+        const PAGE_BYTES: u64 = 8192;
+        let Some(start) = self.start_lsn else { return Ok(true) };
+        let offset = self.before.size.saturating_sub(PAGE_BYTES);
+        let mut page = vec![0; 16];
+        self.file.read_exact_at(&mut page, offset).map_err(|error| unreadable("read WAL file", &self.path, error))?;
+        let address = page.get(8..16).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes);
+        Ok(address == 0 || address == start.0 + offset)
+    }
+
+    /// The directory the file is in: `pg_wal`.
+    pub(crate) fn directory(&self) -> &Path {
+        self.path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    }
+
     /// The histories beside the file: what this server knows about the timelines it has left.
     pub(crate) fn left_timelines(&self) -> LeftTimelines {
-        let directory = self.path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let histories = std::fs::read_dir(directory).into_iter().flatten().flatten().filter_map(|entry| {
+        let histories = std::fs::read_dir(self.directory()).into_iter().flatten().flatten().filter_map(|entry| {
             let Ok(WalFileName::History(timeline)) = entry.file_name().to_str()?.parse() else { return None };
             let text = std::fs::read_to_string(entry.path()).ok()?;
             TimelineHistory::parse(timeline, &text).ok()
@@ -180,7 +205,6 @@ impl Source {
 
 impl Stamp {
     fn of(file: &File, path: &Path) -> Result<Self> {
-        use std::os::unix::fs::MetadataExt as _;
         let metadata = file.metadata().map_err(|error| unreadable("examine WAL file", path, error))?;
         if !metadata.is_file() {
             return Err(Error::new(Kind::Invalid, format!("\"{}\" is not a regular file", path.display())));
@@ -189,6 +213,21 @@ impl Stamp {
         let modified = Timestamp::new(metadata.mtime(), nanoseconds).unwrap_or(Timestamp::UNIX_EPOCH);
         Ok(Self { inode: metadata.ino(), size: metadata.size(), modified })
     }
+}
+
+/// Reads the header of a segment's first page.
+///
+/// # Errors
+/// `Invalid` if it is not one; `Unavailable` on I/O errors.
+pub(crate) fn read_header(file: &File, path: &Path) -> Result<SegmentHeader> {
+    let mut first = vec![0; LONG_HEADER_BYTES];
+    match file.read_exact_at(&mut first, 0) {
+        Err(error) if error.kind() != ErrorKind::UnexpectedEof => return Err(unreadable("read WAL file", path, error)),
+        Err(_) => first.clear(),
+        Ok(()) => {}
+    }
+    SegmentHeader::parse(&first)
+        .map_err(|error| Error::new(Kind::Invalid, format!("will not archive \"{}\"", path.display())).caused_by(error))
 }
 
 /// The control file of the cluster: PostgreSQL's working directory is its data directory; Patroni and people give an

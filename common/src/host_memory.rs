@@ -77,11 +77,23 @@ impl HostMemory {
     }
 }
 
-/// `$XDG_STATE_HOME/walkeep`, else below the home directory, where the user has one.
+/// `$XDG_STATE_HOME/walkeep`, else below the user's home directory. PostgreSQL is often started without the user's
+/// environment, so the home directory is the one in the list of users; the data directory is never written to.
 fn own_directory() -> Option<PathBuf> {
-    let directory = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let state = directory("XDG_STATE_HOME").or_else(|| Some(directory("HOME")?.join(".local/state")))?;
-    Some(state.join("walkeep"))
+    let absolute = |path: PathBuf| Some(path).filter(|path| path.is_absolute());
+    let state = std::env::var_os("XDG_STATE_HOME").and_then(|path| absolute(path.into()));
+    let own = state.or_else(|| absolute(home_directory()?).map(|home| home.join(".local/state")))?.join("walkeep");
+    let inside = std::env::current_dir().is_ok_and(|directory| own.starts_with(directory));
+    Some(own).filter(|_| !inside)
+}
+
+/// The sixth field of this user's line in the list of users.
+fn home_directory() -> Option<PathBuf> {
+    let user = rustix::process::geteuid().as_raw().to_string();
+    let users = fs::read_to_string("/etc/passwd").ok()?;
+    let mut lines = users.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let home = lines.find(|fields| fields.get(2) == Some(&user.as_str()))?.get(5).map(PathBuf::from);
+    home.filter(|home| home.is_dir()).or_else(|| std::env::var_os("HOME").map(PathBuf::from))
 }
 
 fn prepare(directory: &Path) -> io::Result<()> {

@@ -3,6 +3,7 @@
 
 mod archive_get;
 mod archive_push;
+mod backfill;
 mod harness;
 mod recovery;
 mod restore;

@@ -230,6 +230,8 @@ fn a_target_that_cannot_be_reached_is_refused_before_anything_is_written() {
     expect_refusal(&past, &["--target-lsn", "F/0"], 1, &["F/0 is not archived"]);
     expect_refusal(&past, &["--target-name", RESTORE_POINT], 2, &[&past.first, &past.second]);
     expect_refusal(&past, &["--target-timeline", "7"], 1, &["timeline 7"]);
+    expect_refusal(&past, &["--target-time", "tomorrow"], 2, &["\"tomorrow\" is not a time"]);
+    expect_refusal(&past, &["--target-lsn", "0/1", "--target-xid", "7"], 2, &["cannot be used with"]);
     expect_refusal(&past, &["20200101T000000Z-0000"], 1, &["20200101T000000Z-0000"]);
 
     let late = expect_refusal(&past, &["--target-time", "2199-01-01 00:00:00Z"], 1, &[&past.last_commit]);

@@ -48,13 +48,7 @@ pub(super) fn next_steps(
         let _ = write!(text, "; {} of {} files were the same and stayed", done.kept, backup.files);
     }
     let _ = writeln!(text, ".\nStart the server: pg_ctl -D \"{}\" start", directories.data.display());
-    let _ = writeln!(
-        text,
-        "It replays up to {} segments, from {}; {}.",
-        plan.wal.segments,
-        plan.wal.first,
-        plan.end_text()
-    );
+    let _ = writeln!(text, "It replays WAL from {} on; {}.", plan.wal.first, plan.end_text());
     let has_target = plan.request.target != Target::End;
     let then = match (&plan.request.role, plan.request.action.unwrap_or_default()) {
         (Role::Standby { .. }, _) => "It follows as a standby until it is promoted: pg_ctl promote.",

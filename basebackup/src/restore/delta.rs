@@ -39,12 +39,15 @@ pub(super) async fn clear(
         let wanted = wanted(destination, entries, place);
         match place {
             Place::Wal => empty(root, Path::new(""))?,
-            Place::Data => clear_directory(root, Path::new(""), &wanted, &mut candidates)?,
+            Place::Data => {
+                let is_link = |path: &Path| destination.is_link(path);
+                clear_directory(root, Path::new(""), &wanted, &is_link, &mut candidates)?;
+            }
             // Other majors and other clusters have directories of their own beside ours.
             Place::Tablespace(_) => {
                 for own in wanted.directories.iter().filter(|path| path.components().count() == 1) {
                     if root.exists(own)? {
-                        clear_directory(root, own, &wanted, &mut candidates)?;
+                        clear_directory(root, own, &wanted, &|_| false, &mut candidates)?;
                     }
                 }
             }
@@ -78,7 +81,13 @@ fn wanted<'e>(destination: &Destination, entries: &'e [IndexEntry], place: Place
 }
 
 /// Removes what does not belong below `path`, and notes the files that may stay.
-fn clear_directory(root: &Root, path: &Path, wanted: &Wanted<'_>, candidates: &mut Vec<IndexEntry>) -> Result<()> {
+fn clear_directory(
+    root: &Root,
+    path: &Path,
+    wanted: &Wanted<'_>,
+    is_link: &impl Fn(&Path) -> bool,
+    candidates: &mut Vec<IndexEntry>,
+) -> Result<()> {
     for entry in root.entries(path)? {
         let below: PathBuf = path.join(&entry.name);
         match entry.kind {
@@ -88,7 +97,7 @@ fn clear_directory(root: &Root, path: &Path, wanted: &Wanted<'_>, candidates: &m
                 root.remove_directory(&below)?;
             }
             EntryKind::Directory if wanted.directories.contains(below.as_path()) => {
-                clear_directory(root, &below, wanted, candidates)?;
+                clear_directory(root, &below, wanted, is_link, candidates)?;
             }
             EntryKind::Directory => {
                 empty(root, &below)?;
@@ -101,6 +110,7 @@ fn clear_directory(root: &Root, path: &Path, wanted: &Wanted<'_>, candidates: &m
                 }
                 _ => root.remove_file(&below)?,
             },
+            EntryKind::Other if is_link(&below) => {}
             EntryKind::Other => root.remove_file(&below)?,
         }
     }

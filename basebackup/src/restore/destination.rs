@@ -94,12 +94,17 @@ impl Destination {
         }
     }
 
+    /// Whether something in the data directory is one of the links to the others.
+    pub fn is_link(&self, path: &Path) -> bool {
+        self.directories.all().any(|(place, _)| place != Place::Data && link_to(place) == path)
+    }
+
     /// Permission bits of the files that the restore itself writes.
     pub fn file_mode(&self) -> u32 {
         self.mode & 0o640 | 0o600
     }
 
-    /// Links the data directory to the others. From now on they are known to be its own.
+    /// Links the data directory to the others, in place of whatever is there. From now on they are known to be its own.
     ///
     /// # Errors
     /// From the operating system.
@@ -110,6 +115,15 @@ impl Destination {
             let link = link_to(place);
             if let Some(parent) = link.parent().filter(|parent| !parent.as_os_str().is_empty()) {
                 data.make_directory(parent, self.mode, self.owner)?;
+            }
+            match data.read_link(&link)? {
+                Some(found) if found == path => continue,
+                Some(_) => data.remove_file(&link)?,
+                None if data.exists(&link)? => {
+                    empty(data, &link)?;
+                    data.remove_directory(&link)?;
+                }
+                None => {}
             }
             data.link(&link, path, self.owner)?;
         }

@@ -88,7 +88,6 @@ pub async fn execute(work: Work, reporter: Reporter) -> Result<Done> {
             Existing::Nothing => HashSet::new(),
         };
         create_directories(&destination, &entries)?;
-        destination.link()?;
         destination.set_modes()?;
         let missing: Vec<IndexEntry> =
             entries.iter().filter(|entry| entry.contents.is_some() && !kept.contains(&entry.path)).cloned().collect();
@@ -142,8 +141,8 @@ fn sort_out(
     Ok((early, entries))
 }
 
-/// Makes the directory one that no server starts on and that is known, whatever happens from here on: its version and
-/// its system identifier are there, its `pg_control` is not.
+/// Makes the directory one that no server starts on and that is known, whatever happens from here on: its version, its
+/// system identifier and the links to the other directories are there, its `pg_control` is not.
 async fn begin(destination: &Destination, early: &[Early], writer: Arc<FileWriter>) -> Result<()> {
     let data = destination.data()?;
     data.make_directory(Path::new("global"), destination.mode, destination.owner)?;
@@ -151,6 +150,7 @@ async fn begin(destination: &Destination, early: &[Early], writer: Arc<FileWrite
         data.rename(Path::new(CONTROL), Path::new(STAGED_CONTROL))?;
         data.synchronize(Path::new("global"))?;
     }
+    destination.link()?;
     let entries: Vec<IndexEntry> = early.iter().map(|early| early.entry.clone()).collect();
     for entry in &entries {
         data.remove_file(entry.path.as_path())?;

@@ -124,7 +124,7 @@ async fn prepare(args: &RestoreArgs, config: &Config) -> Result<Preparation> {
         directories.refuse_used()?;
         BTreeMap::new()
     };
-    let program = find_archive_get(std::env::current_exe().ok(), std::env::var_os("PATH"))?;
+    let program = find_archive_get(std::env::current_exe().ok().as_deref(), std::env::var_os("PATH").as_deref())?;
     let command = restore_command(&program, config, backup.system_identifier, plan.last_segment)?;
     let archiving = Archiving::decide(backup, &host_name(), &directories.data, args.keep_archiving);
     let settings = settings(&plan, command, archiving);
@@ -136,7 +136,7 @@ async fn prepare(args: &RestoreArgs, config: &Config) -> Result<Preparation> {
     } else {
         Ownership { owner: None, warning: None }
     };
-    Ok(Preparation { archive, directories, entries, spaces, ownership, archiving, settings, plan })
+    Ok(Preparation { archive, plan, directories, entries, spaces, ownership, archiving, settings })
 }
 
 /// The archive of the cluster that is meant, and its backups.

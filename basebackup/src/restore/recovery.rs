@@ -1,8 +1,9 @@
 //! The recovery settings of the restored server.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use walkeep_common::config::Config;
+use walkeep_common::config::{Config, is_variable};
 use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::repository::backup::Backup;
 use walkeep_common::wal::segment::SegmentName;
@@ -129,9 +130,9 @@ fn shell_quoted(word: &str) -> String {
 ///
 /// # Errors
 /// `Usage` if there is none.
-pub fn find_archive_get(own: Option<PathBuf>, search_path: Option<std::ffi::OsString>) -> Result<PathBuf> {
-    let beside = own.as_deref().and_then(Path::parent).map(Path::to_owned);
-    let searched = search_path.iter().flat_map(std::env::split_paths).filter(|directory| directory.is_absolute());
+pub fn find_archive_get(own: Option<&Path>, search_path: Option<&OsStr>) -> Result<PathBuf> {
+    let beside = own.and_then(Path::parent).map(Path::to_owned);
+    let searched = search_path.into_iter().flat_map(std::env::split_paths).filter(|directory| directory.is_absolute());
     let mut candidates = beside.into_iter().chain(searched).map(|directory| directory.join(ARCHIVE_GET));
     candidates.find(|candidate| candidate.is_file()).ok_or_else(|| {
         Error::new(Kind::Usage, "the program \"archive-get\" is neither beside this one nor on the search path")
@@ -143,7 +144,8 @@ pub fn find_archive_get(own: Option<PathBuf>, search_path: Option<std::ffi::OsSt
 pub fn relied_on(names: impl Iterator<Item = String>) -> Vec<String> {
     // Written into the command, or of no consequence to it.
     let known = ["CONFIG", "REPOSITORY", "CLUSTER", "RUN_DIRECTORY", "SPOOL_DIRECTORY", "COMPRESSION_LEVEL"];
-    let ours = |name: &str| name.strip_prefix("WALKEEP_").is_some_and(|name| !known.contains(&name));
+    let ours =
+        |name: &str| is_variable(name) && !name.strip_prefix("WALKEEP_").is_some_and(|name| known.contains(&name));
     let credentials = |name: &str| {
         ["AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION"].contains(&name)
             || name.starts_with("GOOGLE_")
@@ -180,13 +182,13 @@ mod tests {
     #[test]
     fn archive_get_is_looked_for_beside_this_program_first() {
         let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let own = Some(first.path().join("basebackup"));
-        let search = || Some(second.path().as_os_str().to_owned());
-        assert_eq!(find_archive_get(own.clone(), search()).unwrap_err().kind(), Kind::Usage);
+        let own = first.path().join("basebackup");
+        let find = || find_archive_get(Some(&own), Some(second.path().as_os_str()));
+        assert_eq!(find().unwrap_err().kind(), Kind::Usage);
         std::fs::write(second.path().join("archive-get"), "").unwrap();
-        assert_eq!(find_archive_get(own.clone(), search()).unwrap(), second.path().join("archive-get"));
+        assert_eq!(find().unwrap(), second.path().join("archive-get"));
         std::fs::write(first.path().join("archive-get"), "").unwrap();
-        assert_eq!(find_archive_get(own, search()).unwrap(), first.path().join("archive-get"));
+        assert_eq!(find().unwrap(), first.path().join("archive-get"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! One of the directories a restore writes into. Everything is opened below it, and no link on the way is followed:
 //! what a hostile or damaged index or a planted link names outside is not reached.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -186,6 +187,19 @@ impl Root {
             .map_err(|error| self.error("set owner of", path, error))
     }
 
+    /// What a link leads to; nothing if there is no link of this name.
+    ///
+    /// # Errors
+    /// From the operating system.
+    pub fn read_link(&self, path: &Path) -> Result<Option<PathBuf>> {
+        let (parent, name) = self.parent(path)?;
+        match rustix::fs::readlinkat(&parent, name, Vec::new()) {
+            Ok(target) => Ok(Some(PathBuf::from(OsStr::from_bytes(target.to_bytes())))),
+            Err(Errno::NOENT | Errno::INVAL) => Ok(None),
+            Err(error) => Err(self.error("read link", path, error)),
+        }
+    }
+
     /// What is in a directory, sorted; `""` is the directory itself.
     ///
     /// # Errors
@@ -207,7 +221,7 @@ impl Root {
                 _ => EntryKind::Other,
             };
             entries.push(DirectoryEntry {
-                name: Path::new(std::ffi::OsStr::from_bytes(name.to_bytes())).to_owned(),
+                name: OsStr::from_bytes(name.to_bytes()).into(),
                 kind,
                 size: u64::try_from(stat.st_size).unwrap_or(0),
                 allocated: u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512),

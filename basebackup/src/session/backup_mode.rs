@@ -22,7 +22,7 @@ use super::server::{UnexpectedAnswer, lsn, parse, timestamp, unexpected};
 use super::{ServerVersion, Session, failure, preflight};
 use keep_alive::KeepAlive;
 
-/// The key of the advisory lock: "WALKEEP" in ASCII, 24560063862097232 in `SELECT pg_advisory_lock(…)`.
+/// The key of the advisory lock: "WALKEEP" in ASCII, 24560118909977936 in `SELECT pg_advisory_lock(…)`.
 pub const LOCK_KEY: i64 = i64::from_be_bytes(*b"\0WALKEEP");
 
 /// The longest label that PostgreSQL takes, in bytes (`MAXPGPATH`).
@@ -321,7 +321,7 @@ mod tests {
 
     #[test]
     fn the_key_of_the_lock_is_the_documented_one() {
-        assert_eq!(LOCK_KEY, 24_560_063_862_097_232);
+        assert_eq!(LOCK_KEY, 24_560_118_909_977_936);
     }
 
     #[test]

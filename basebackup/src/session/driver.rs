@@ -16,7 +16,7 @@ use super::failure;
 /// How long an orderly end may take before the socket is just closed.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// Drives a connection in a task of its own. Dropping it closes the socket at once.
+/// Drives a connection in a task of its own. Dropping it ends the task, and that closes the socket.
 #[derive(Debug)]
 pub(super) struct Driver {
     task: JoinHandle<()>,

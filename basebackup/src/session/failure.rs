@@ -14,8 +14,11 @@ pub(super) fn lost(reason: &str) -> Error {
         .hint("If a backup was running, PostgreSQL has ended its backup mode by itself. Run basebackup again.")
 }
 
-/// A statement failed that a server answered.
+/// A statement failed.
 pub(super) fn statement(doing: &str, error: tokio_postgres::Error) -> Error {
+    if error.is_closed() {
+        return lost("connection closed");
+    }
     let Some(answer) = error.as_db_error() else {
         return Error::new(Kind::Internal, format!("could not {doing}")).caused_by(error);
     };

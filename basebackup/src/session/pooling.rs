@@ -14,7 +14,7 @@ use super::failure;
 const TURNS: u32 = 3;
 
 /// How long all that may take. A pool of one backend never answers while the other connection holds it.
-const ANSWER: Duration = Duration::from_secs(20);
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// Refuses a connection whose backend changes from one transaction to the next.
 ///
@@ -23,7 +23,7 @@ const ANSWER: Duration = Duration::from_secs(20);
 /// answer, the backend is its own.
 pub(super) async fn refuse(client: &Client, parameters: &ConnectionParameters) -> Result<()> {
     let doing = "find out whether a connection pooler is in between";
-    let (other, _driver) = match super::open(parameters).await {
+    let (other, driver) = match super::open(parameters).await {
         Ok(other) => other,
         Err(error) => {
             // A limit of one connection is no reason to go without a backup.
@@ -31,7 +31,10 @@ pub(super) async fn refuse(client: &Client, parameters: &ConnectionParameters) -
             return Ok(());
         }
     };
-    match timeout(ANSWER, keeps_its_backend(client, &other)).await {
+    let answer = timeout(ANSWER, keeps_its_backend(client, &other)).await;
+    drop(other);
+    driver.finish().await;
+    match answer {
         Ok(Ok(true)) => Ok(()),
         Ok(Ok(false)) => {
             let message = format!("{} is a connection pooler that pools transactions", parameters.target());

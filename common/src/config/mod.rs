@@ -187,9 +187,14 @@ impl Config {
     }
 }
 
+/// Whether a variable of this name sets something.
+pub fn is_variable(name: &str) -> bool {
+    VARIABLES.contains(&name)
+}
+
 /// Names of set variables that begin with `WALKEEP_` but set nothing: most likely mistyped.
 pub fn unknown_variables(names: impl Iterator<Item = String>) -> Vec<String> {
-    names.filter(|name| name.starts_with("WALKEEP_") && !VARIABLES.contains(&name.as_str())).collect()
+    names.filter(|name| name.starts_with("WALKEEP_") && !is_variable(name)).collect()
 }
 
 fn resolve_s3(

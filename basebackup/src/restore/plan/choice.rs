@@ -8,6 +8,7 @@ use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::lsn::Lsn;
 use walkeep_common::repository::backup::Backup;
 use walkeep_common::wal::history::TimelineHistory;
+use walkeep_common::wal::name::WalFileName;
 use walkeep_common::wal::segment::{SegmentName, Timeline, segment_before, segment_of};
 use walkeep_common::wal_archive::inventory::{Inventory, Reach};
 
@@ -171,6 +172,9 @@ fn followed(request: &Request, backup: &Backup, inventory: &Inventory) -> Result
         return Err(Error::new(Kind::NotFound, format!("nothing of timeline {timeline} is archived"))
             .hint(format!("Timelines in the archive: {}.", there.join(", "))));
     }
+    if !inventory.has_history(timeline) {
+        return Err(missing_history(timeline, timeline));
+    }
     Ok(inventory.history(timeline))
 }
 
@@ -204,7 +208,8 @@ fn fit(request: &Request, backup: &Backup, history: &TimelineHistory, inventory:
 /// Whether a transaction with this id began when `next` was the next one. Without an epoch, ids are compared as
 /// PostgreSQL does, on a circle (`TransactionIdPrecedes`, src/backend/access/transam/transam.c).
 fn assigned_later(xid: u64, next: u64) -> bool {
-    if xid > u64::from(u32::MAX) || next <= u64::from(u32::MAX) {
+    const EPOCH: u64 = 1 << 32;
+    if xid >= EPOCH || next < EPOCH {
         return xid >= next;
     }
     low_half(xid).wrapping_sub(low_half(next)) < 1 << 31
@@ -216,15 +221,18 @@ fn assigned_later(xid: u64, next: u64) -> bool {
 fn check_histories(backup: &Backup, history: &TimelineHistory, inventory: &Inventory) -> Result<()> {
     let newest = inventory.newest_timeline().unwrap_or(backup.timeline).max(history.timeline());
     let missing = (backup.timeline.0..=newest.0).map(Timeline).find(|&timeline| !inventory.has_history(timeline));
-    let Some(missing) = missing else { return Ok(()) };
-    Err(Error::new(
+    missing.map_or(Ok(()), |missing| Err(missing_history(missing, newest)))
+}
+
+fn missing_history(missing: Timeline, because: Timeline) -> Error {
+    Error::new(
         Kind::Hole,
         format!(
-            "\"{:08X}.history\" is missing in the archive although there is something of timeline {newest}",
-            missing.0
+            "\"{}\" is missing in the archive although there is something of timeline {because}",
+            WalFileName::History(missing)
         ),
     )
-    .hint("Archive it from pg_wal of a server that has it: archive-push pg_wal/NAME."))
+    .hint("Archive it from pg_wal of a server that has it: archive-push pg_wal/NAME.")
 }
 
 /// Newer backups that were not taken because of their timeline: most likely not what the operator expects.

@@ -10,10 +10,10 @@ use jiff::Timestamp;
 use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::lsn::Lsn;
 use walkeep_common::repository::backup::Backup;
-use walkeep_common::wal::history::TimelineHistory;
-use walkeep_common::wal::segment::{SegmentName, SegmentSize, Timeline, segment_before, segment_of};
+use walkeep_common::wal::history::{Ancestor, TimelineHistory};
+use walkeep_common::wal::segment::{SegmentName, Timeline, segment_before, segment_of};
 use walkeep_common::wal_archive::WalArchive;
-use walkeep_common::wal_archive::inventory::Reach;
+use walkeep_common::wal_archive::inventory::{Inventory, Reach};
 
 use self::choice::{Chosen, choose, named, named_target};
 use self::commits::{ArchivedWal, MOST_SEGMENTS, TransactionEnd, Verdict};
@@ -119,7 +119,7 @@ pub async fn plan(archive: &WalArchive, catalog: &Catalog, choice: &BackupChoice
         Some(time) => Some(archived(chosen.reach.end).find_time(time, request.bound).await?),
         None => None,
     };
-    let settled = settle(&request, &chosen, verdict, size)?;
+    let settled = settle(&request, &chosen, verdict, &inventory)?;
     let written = archived(chosen.reach.end.min(settled.last_number + 1)).last_written().await?;
     let name = |number| chosen.history.segment_name(number, size);
     let mut warnings = chosen.warnings;
@@ -146,11 +146,14 @@ pub async fn plan(archive: &WalArchive, catalog: &Catalog, choice: &BackupChoice
 }
 
 /// Decides what happens at the end of the archived WAL, or at a hole in it.
-fn settle(request: &Request, chosen: &Chosen<'_>, verdict: Option<Verdict>, size: SegmentSize) -> Result<Settled> {
+fn settle(request: &Request, chosen: &Chosen<'_>, verdict: Option<Verdict>, inventory: &Inventory) -> Result<Settled> {
     let Chosen { backup, history, reach, .. } = chosen;
+    let size = inventory.segment_size();
     let stop_number = segment_before(backup.stop_lsn, size);
     // Segments kept with the backup are read from pg_wal, where no hole can be.
     let last_number = stop_number.max(reach.end.saturating_sub(1));
+    let last_before = reach.end.checked_sub(1).map(|last| history.segment_name(last, size));
+    let before_hole = last_before.filter(|_| reach.hole && request.role == Role::Primary);
     let (timeline, timeline_reason) = recovery_timeline(request, history);
     let mut settled = Settled {
         target: request.target.clone(),
@@ -158,14 +161,15 @@ fn settle(request: &Request, chosen: &Chosen<'_>, verdict: Option<Verdict>, size
         timeline,
         timeline_reason,
         last_number,
-        last_segment: None,
+        // The server reads ahead of what it replays: a hole behind the target must look like the end to it. Should it
+        // come so far without having met the target, it refuses to open.
+        last_segment: before_hole,
         warnings: Vec::new(),
     };
     let until_hole = |mut settled: Settled| {
         settled.end = RecoveryEnd::Hole(reach.missing);
-        settled.last_segment = reach.end.checked_sub(1).map(|last| history.segment_name(last, size));
         settled.target = Target::End;
-        if let Some(last) = settled.last_segment.filter(|_| timeline != RecoveryTimeline::Latest) {
+        if let Some(last) = settled.last_segment {
             settled.timeline = RecoveryTimeline::Number(last.timeline.max(backup.timeline));
             "where the hole is".clone_into(&mut settled.timeline_reason);
         }
@@ -177,19 +181,18 @@ fn settle(request: &Request, chosen: &Chosen<'_>, verdict: Option<Verdict>, size
             settled.last_number = stop_number;
             settled.timeline = RecoveryTimeline::Number(backup.timeline);
             "the backup's own: recovery goes no further than its end".clone_into(&mut settled.timeline_reason);
-            if reach.hole && reach.end <= stop_number {
-                settled.last_segment = reach.end.checked_sub(1).map(|last| history.segment_name(last, size));
-            }
             Ok(settled)
         }
         (Target::Lsn(lsn), _) if segment_of(*lsn, size) < reach.end => {
             settled.end = RecoveryEnd::Position(*lsn);
             settled.last_number = stop_number.max(segment_of(*lsn, size));
+            settled.warnings.extend(abandoned(*lsn, history, inventory));
             Ok(settled)
         }
         (Target::Time(_), Some(Verdict::Stops(end))) => {
             settled.end = RecoveryEnd::Before(end);
             settled.last_number = stop_number.max(segment_of(end.lsn, size));
+            settled.warnings.extend(abandoned(end.lsn, history, inventory));
             Ok(settled)
         }
         (Target::Xid(_) | Target::Name(_), _) => {
@@ -237,6 +240,23 @@ fn settle(request: &Request, chosen: &Chosen<'_>, verdict: Option<Verdict>, size
         .hint("WAL that was not archived may still be in pg_wal of the server that wrote it.")),
         _ => Ok(settled),
     }
+}
+
+/// Ancestors that went on after they were left, before `lsn`: the operator may have meant what happened there.
+fn abandoned(lsn: Lsn, history: &TimelineHistory, inventory: &Inventory) -> Vec<String> {
+    let size = inventory.segment_size();
+    let left_before = history.ancestors().iter().filter(|ancestor| ancestor.switch_point <= lsn);
+    let went_on = left_before.filter(|ancestor| {
+        inventory.has(SegmentName::new(ancestor.timeline, segment_of(ancestor.switch_point, size), size))
+    });
+    went_on
+        .map(|Ancestor { timeline, switch_point }| {
+            format!(
+                "timeline {timeline} was left at {switch_point}, before the target, and went on: what happened there \
+                 afterwards is only reached with --target-timeline={timeline}"
+            )
+        })
+        .collect()
 }
 
 /// A standby can get from its primary what the archive lacks, if it has one.

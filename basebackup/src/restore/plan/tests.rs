@@ -6,7 +6,7 @@ use jiff::tz::TimeZone;
 use walkeep_common::repository::backup::{Owner, Pack, StoredObject};
 use walkeep_common::repository::layout::pack_name;
 use walkeep_common::store::Listed;
-use walkeep_common::wal_archive::inventory::Inventory;
+use walkeep_common::wal::segment::SegmentSize;
 
 use super::*;
 use crate::restore::target::Bound;
@@ -51,6 +51,7 @@ fn backup(timeline: u32, number: u8) -> Backup {
         from_standby: false,
         host: "a".to_owned(),
         data_directory: "/data".to_owned(),
+        data_directory_mode: "0700".to_owned(),
         tablespaces: Vec::new(),
         owner: Owner { uid: 1, gid: 1, user: None, group: None },
         data_checksums: true,
@@ -73,7 +74,7 @@ fn inventory(runs: &[(u32, std::ops::RangeInclusive<u64>)], histories: &[(u32, &
         numbers.clone().map(|number| SegmentName::new(Timeline(*timeline), number, size()).to_string())
     });
     let objects: Vec<Listed> = names
-        .map(|name| Listed { key: format!("wal/x/{name}.zst").into(), size: 1, modified: jiff::Timestamp::UNIX_EPOCH })
+        .map(|name| Listed { key: format!("wal/x/{name}.zst").into(), size: 1, modified: Timestamp::UNIX_EPOCH })
         .collect();
     let histories =
         histories.iter().map(|(timeline, text)| TimelineHistory::parse(Timeline(*timeline), text).unwrap()).collect();
@@ -96,7 +97,7 @@ fn chosen_id(request: &Request, backups: &[Backup], inventory: &Inventory) -> Re
 }
 
 fn settled(request: &Request, backups: &[Backup], inventory: &Inventory, verdict: Option<Verdict>) -> Result<Settled> {
-    settle(request, &choose(request, backups, inventory)?, verdict, size())
+    settle(request, &choose(request, backups, inventory)?, verdict, inventory)
 }
 
 #[test]
@@ -165,10 +166,23 @@ fn the_newest_timeline_is_followed_from_a_backup_on_the_way_to_it() {
 
 #[test]
 fn a_history_that_recovery_would_ask_for_must_be_there() {
-    let inventory = inventory(&[(1, 2..=6), (2, 6..=6), (3, 6..=8)], &[(3, "1\t0/6000028\tx\n")]);
-    let error = choose(&request(Target::End), &[backup(1, 3)], &inventory).unwrap_err();
+    let between = inventory(&[(1, 2..=6), (2, 6..=6), (3, 6..=8)], &[(3, "1\t0/6000028\tx\n")]);
+    let error = choose(&request(Target::End), &[backup(1, 3)], &between).unwrap_err();
     assert_eq!(error.kind(), Kind::Hole);
     assert!(error.to_string().contains("00000002.history"), "{error}");
+    let own = inventory(&[(1, 2..=6), (2, 6..=6)], &[]);
+    assert_eq!(choose(&request(Target::End), &[backup(1, 3)], &own).unwrap_err().kind(), Kind::Hole);
+}
+
+#[test]
+fn a_target_behind_a_fork_warns_of_the_timeline_that_went_on() {
+    let backups = [backup(1, 3)];
+    let target = |text| request(Target::Lsn(lsn(text)));
+    for (parent_until, position, warned) in [(9, "0/7000000", 1), (9, "0/5000000", 0), (5, "0/7000000", 0)] {
+        let inventory = inventory(&[(1, 2..=parent_until), (2, 6..=8)], &[(2, FORK)]);
+        let settled = settled(&target(position), &backups, &inventory, None).unwrap();
+        assert_eq!(settled.warnings.len(), warned, "{parent_until} {position}: {:?}", settled.warnings);
+    }
 }
 
 #[test]
@@ -200,13 +214,16 @@ fn a_hole_before_the_target_makes_it_impossible() {
     ] {
         let asked = request(target.clone());
         match settled(&asked, &backups, &inventory, verdict) {
-            Ok(_) => assert!(possible, "{target:?}"),
+            Ok(settled) => {
+                assert!(possible, "{target:?}");
+                // The server reads ahead.
+                assert_eq!(settled.last_segment.unwrap().to_string(), "000000010000000000000005", "{target:?}");
+            }
             Err(error) => assert_eq!((error.kind(), possible), (Kind::Hole, false), "{target:?}"),
         }
         let until = Request { until_hole: true, ..asked };
         let settled = settled(&until, &backups, &inventory, verdict).unwrap();
-        let found = settled.last_segment.map(|last| last.to_string());
-        assert_eq!(found.as_deref(), (!possible).then_some("000000010000000000000005"), "{target:?}");
+        assert_eq!(settled.last_segment.unwrap().to_string(), "000000010000000000000005", "{target:?}");
         assert_eq!(settled.target == Target::End, !possible, "{target:?}");
     }
 }

@@ -36,7 +36,13 @@ impl Plan {
         line("", self.end_text());
         line("Timeline", format!("{}: {}", self.timeline_text(), self.timeline_reason));
         let wal = &self.wal;
-        line("WAL", format!("{} to {} ({} segments), all there", wal.first, wal.last, wal.segments));
+        line(
+            "WAL",
+            match wal.segments {
+                1 => format!("{}, which is there", wal.first),
+                segments => format!("{} to {} ({segments} segments), all there", wal.first, wal.last),
+            },
+        );
         if let Some(written) = wal.written {
             line("", format!("the last one was written at {}; the archive goes on to {}", time(written), wal.end_lsn));
         }

@@ -66,7 +66,7 @@ mod tests {
     use super::*;
     use crate::session::conninfo::{ConnectionArgs, ConnectionParameters, Environment};
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn a_promotion_is_noticed_while_files_are_copied() {
         let primary = Cluster::options().start();
         let mut standby = primary.standby(Cluster::options());

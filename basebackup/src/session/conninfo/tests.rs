@@ -148,3 +148,18 @@ fn a_password_is_never_printed() {
     let parameters = resolve(&args("password=secret host=h"), &[]).unwrap();
     assert!(!format!("{parameters:?}").contains("secret"));
 }
+
+#[test]
+fn the_options_are_those_of_postgresqls_programs() {
+    #[derive(clap::Parser)]
+    #[command(disable_help_flag = true)]
+    struct Program {
+        #[command(flatten)]
+        connection: ConnectionArgs,
+    }
+    let words = ["program", "-h", "db", "-p", "5433", "-U", "backup", "-d", "dbname=x"];
+    let parsed: Program = clap::Parser::try_parse_from(words).unwrap_or_else(|error| panic!("{error}"));
+    let parameters = resolve(&parsed.connection, &[("PGHOST", "other")]).unwrap();
+    assert_eq!(parameters.target(), "\"db\", port 5433");
+    assert_eq!((parameters.user.as_str(), parameters.database.as_str()), ("backup", "x"));
+}
