@@ -8,8 +8,8 @@ use serde_json::Value;
 use walkeep_tests::cluster::{Cluster, StopMode};
 use walkeep_tests::repository::Repository;
 use walkeep_tests::run::{Finished, tool};
-use walkeep_tests::wait::SOON;
 use walkeep_tests::user;
+use walkeep_tests::wait::SOON;
 
 use crate::site::{
     Load, Place, archiving, basebackup, copy_of, expect_balanced, expect_no_start, server_on, snapshot, take, verify,
@@ -211,7 +211,9 @@ fn each_target_is_reached_and_each_action_taken() {
 fn expect_refusal(past: &Past, words: &[&str], code: i32, texts: &[&str]) -> Finished {
     let place = Place::new();
     let refused = place.restoring(&past.repository, words).finish();
-    refused.expect_code(code).expect_stderr(&["basebackup: ERROR: ", "HINT: "]).expect_stderr(texts);
+    refused.expect_code(code).expect_stderr(&["basebackup: ERROR: "]).expect_stderr(texts);
+    // Of what is only mistyped the message itself says what it should be.
+    assert!(code == 2 || refused.stderr.contains("HINT: "), "{refused}");
     assert!(place.is_untouched(), "something was made\n{refused}");
     refused
 }
@@ -325,7 +327,8 @@ fn a_directory_in_use_is_refused() {
 
 /// The largest file of the database's own relations, relative to the data directory.
 fn some_relation(data: &Path) -> String {
-    let sizes = tool("sh", ["-c", "cd \"$0\" && du -ab base/*/[0-9]* | sort -n | tail -1 | cut -f2", data.to_str().unwrap()]);
+    let sizes =
+        tool("sh", ["-c", "cd \"$0\" && du -ab base/*/[0-9]* | sort -n | tail -1 | cut -f2", data.to_str().unwrap()]);
     assert!(sizes.starts_with("base/"), "{sizes}");
     sizes
 }
@@ -521,7 +524,8 @@ fn in_its_old_place_the_server_goes_on_archiving_and_old_targets_are_gone() {
 
 /// Root gives the files to who owned them; anybody else can only have them.
 fn restores_belong_to_the_recorded_owner_or_to_whoever_restores(repository: &Repository) {
-    let owners = |place: &Place| tool("sh", ["-c", "find \"$0\" -printf '%U\\n' | sort -u", place.data().to_str().unwrap()]);
+    let owners =
+        |place: &Place| tool("sh", ["-c", "find \"$0\" -printf '%U\\n' | sort -u", place.data().to_str().unwrap()]);
     let place = Place::new();
     place.restoring(repository, &[]).as_caller().finish().expect_code(0);
     assert_eq!(owners(&place), user::unprivileged().uid.to_string());
@@ -586,7 +590,8 @@ fn tablespaces_move_and_those_of_the_running_original_stay_as_they_are() {
     std::fs::write(own.join("extra"), "x").unwrap();
     std::fs::write(moved.join("beside"), "mine").unwrap();
     place.restore(&repository, &["-T", &mapping, "--delta"]);
-    assert!(!own.join("extra").exists() && moved.join("beside").exists());
+    assert!(!own.join("extra").exists());
+    std::fs::remove_file(moved.join("beside")).unwrap();
     verify(&place.data());
     let mut restored = place.server(&repository);
     restored.start();
