@@ -10,4 +10,5 @@ mod restore;
 mod samples;
 mod site;
 mod store_faults;
+mod timelines;
 mod wal_records;

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 
 use serde_json::Value;
 use walkeep_tests::cluster::{Cluster, StopMode};
@@ -12,8 +12,8 @@ use walkeep_tests::user;
 use walkeep_tests::wait::SOON;
 
 use crate::site::{
-    Load, Place, archiving, basebackup, copy_of, expect_balanced, expect_no_start, server_on, snapshot, take, verify,
-    wait_until_open,
+    Load, Place, Shared, archiving, basebackup, copy_of, expect_balanced, expect_no_start, server_on, snapshot, take,
+    verify, wait_until_open,
 };
 
 /// A server with a past, and by which names each moment of it can be asked for.
@@ -43,13 +43,8 @@ const NO_TABLE: &str = "select to_regclass('precious') is null";
 impl Past {
     /// The one that all tests look back on, which goes with the last of them.
     fn shared() -> Arc<Self> {
-        static SHARED: Mutex<Weak<Past>> = Mutex::new(Weak::new());
-        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-        shared.upgrade().unwrap_or_else(|| {
-            let past = Arc::new(Self::make());
-            *shared = Arc::downgrade(&past);
-            past
-        })
+        static SHARED: Shared<Past> = Shared::new();
+        SHARED.get(Self::make)
     }
 
     fn make() -> Self {

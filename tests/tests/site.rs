@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use walkeep_tests::binaries;
 use walkeep_tests::cluster::{Cluster, Options, program};
@@ -148,6 +149,24 @@ pub(crate) fn expect_balanced(server: &Cluster) -> u64 {
     );
     assert_eq!(sums, "t", "an inconsistent state was recovered");
     server.sql("select count(*) from pgbench_history").parse().unwrap()
+}
+
+/// Something that takes long to make and that tests only look at: made for the first that asks, gone with the last.
+pub(crate) struct Shared<T>(Mutex<Weak<T>>);
+
+impl<T> Shared<T> {
+    pub(crate) const fn new() -> Self {
+        Self(Mutex::new(Weak::new()))
+    }
+
+    pub(crate) fn get(&self, make: impl FnOnce() -> T) -> Arc<T> {
+        let mut shared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.upgrade().unwrap_or_else(|| {
+            let made = Arc::new(make());
+            *shared = Arc::downgrade(&made);
+            made
+        })
+    }
 }
 
 /// Every object with its contents.
