@@ -54,8 +54,8 @@ pub(super) fn next_steps(
         (Role::Standby { .. }, _) => "It follows as a standby until it is promoted: pg_ctl promote.",
         (Role::Primary, _) if !has_target => "Then it opens for writing, on a new timeline.",
         (Role::Primary, TargetAction::Pause) => {
-            "There it pauses and answers queries (with hot_standby on). Look at the data, then open it for writing: \
-             SELECT pg_wal_replay_resume()."
+            "There it pauses and answers queries (with hot_standby on; one that hangs waits for a lock of a transaction \
+             that is cut off there). Look at the data, then open it for writing: SELECT pg_wal_replay_resume()."
         }
         (Role::Primary, TargetAction::Promote) => "There it opens for writing, on a new timeline.",
         (Role::Primary, TargetAction::Shutdown) => {

@@ -38,8 +38,17 @@ pub enum Verdict {
     Stops(TransactionEnd),
     /// No transaction ended behind the target; this was the last one.
     AfterLast(TransactionEnd),
-    /// Neither was found in as many segments as are read.
+    /// No transaction ended at all, in none of the segments.
+    NothingEnded,
+    /// Nothing was found in as many segments as are read, or as can be read by this version.
     Undecided,
+}
+
+/// Whether this version knows the WAL's format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    Yes,
+    No,
 }
 
 /// A stretch of archived WAL along one history.
@@ -74,18 +83,18 @@ impl ArchivedWal<'_> {
         {
             return Ok(Verdict::Stops(found));
         }
-        let mut last = None;
+        let mut unread = self.segments.end - self.segments.start > MOST_SEGMENTS;
         for window in windows_from_end(&self.segments) {
-            let ends = self.ends(window).await?;
+            let (ends, known) = self.ends(window).await?;
             if let Some(found) = ends.iter().find(|end| behind(end)) {
                 return Ok(Verdict::Stops(*found));
             }
-            last = ends.last().copied();
-            if last.is_some() {
-                break;
+            if let Some(last) = ends.last() {
+                return Ok(Verdict::AfterLast(*last));
             }
+            unread |= known == Known::No;
         }
-        Ok(last.map_or(Verdict::Undecided, Verdict::AfterLast))
+        Ok(if unread { Verdict::Undecided } else { Verdict::NothingEnded })
     }
 
     /// When PostgreSQL last wrote the last segment.
@@ -130,28 +139,30 @@ impl ArchivedWal<'_> {
         wanted: impl Fn(&TransactionEnd) -> bool,
     ) -> Result<Option<TransactionEnd>> {
         let mut found = None;
-        self.walk(window, |end| {
-            if wanted(&end) {
-                found = found.or(Some(end));
-            }
-            found.is_none()
-        })
-        .await?;
+        let _ = self
+            .walk(window, |end| {
+                if wanted(&end) {
+                    found = found.or(Some(end));
+                }
+                found.is_none()
+            })
+            .await?;
         Ok(found)
     }
 
-    async fn ends(&self, window: Range<u64>) -> Result<Vec<TransactionEnd>> {
+    async fn ends(&self, window: Range<u64>) -> Result<(Vec<TransactionEnd>, Known)> {
         let mut ends = Vec::new();
-        self.walk(window, |end| {
-            ends.push(end);
-            true
-        })
-        .await?;
-        Ok(ends)
+        let known = self
+            .walk(window, |end| {
+                ends.push(end);
+                true
+            })
+            .await?;
+        Ok((ends, known))
     }
 
     /// Reads the segments in order and hands on the ends of transactions, as long as `go_on` says so.
-    async fn walk(&self, window: Range<u64>, mut go_on: impl FnMut(TransactionEnd) -> bool) -> Result<()> {
+    async fn walk(&self, window: Range<u64>, mut go_on: impl FnMut(TransactionEnd) -> bool) -> Result<Known> {
         let mut walker = Walker::new(segment_start(window.start, self.size));
         let ahead = usize::try_from(FETCHED_AHEAD / self.size.bytes()).unwrap_or(1).clamp(1, 4);
         let mut segments = stream::iter(window).map(|number| self.fetch(number)).buffered(ahead);
@@ -164,7 +175,7 @@ impl ArchivedWal<'_> {
             });
             let progress = match progress {
                 // Of a PostgreSQL newer than this program: nothing can be said, and nothing is wrong.
-                Err(InvalidWal::UnknownVersion(_)) => return Ok(()),
+                Err(InvalidWal::UnknownVersion(_)) => return Ok(Known::No),
                 progress => progress.map_err(|problem| {
                     Error::new(Kind::Damaged, format!("could not read the records of \"{name}\"")).caused_by(problem)
                 })?,
@@ -173,7 +184,7 @@ impl ArchivedWal<'_> {
                 break;
             }
         }
-        Ok(())
+        Ok(Known::Yes)
     }
 
     async fn fetch(&self, number: u64) -> Result<(SegmentName, Vec<u8>)> {

@@ -225,11 +225,20 @@ fn settle(request: &Request, chosen: &Chosen<'_>, verdict: Option<Verdict>, inve
                 format!("To recover up to and with that transaction: --target-lsn={}. ", last.lsn)
             }
         ))),
+        (Target::Time(moment), Some(Verdict::NothingEnded)) => Err(Error::new(
+            Kind::NotFound,
+            format!(
+                "no transaction is archived that ended after the target {}, nor any other since base backup {}",
+                to_postgres(moment.time),
+                backup.id
+            ),
+        )
+        .hint("To recover everything that is archived: no target.")),
         (Target::Time(_), _) => {
             settled.end = RecoveryEnd::IfFound;
             settled.warnings.push(format!(
-                "no transaction ended in the last {MOST_SEGMENTS} archived segments: whether the target is reached \
-                 cannot be told"
+                "no end of a transaction was found in the last {MOST_SEGMENTS} archived segments: whether the target \
+                 is reached cannot be told"
             ));
             Ok(settled)
         }

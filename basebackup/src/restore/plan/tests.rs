@@ -253,6 +253,8 @@ fn targets_beyond_the_end_are_refused_with_what_there_is() {
     let late = settled(&request(Target::Time(moment(9))), &backups, &inventory, verdict).unwrap_err();
     assert!(late.to_string().contains("10:05:00"), "{late}");
     assert!(late.hint_text().unwrap().contains("--target-lsn=0/5000100"));
+    let idle = settled(&request(Target::Time(moment(9))), &backups, &inventory, Some(Verdict::NothingEnded));
+    assert_eq!(idle.unwrap_err().kind(), Kind::NotFound);
     let idle = settled(&request(Target::Time(moment(9))), &backups, &inventory, Some(Verdict::Undecided)).unwrap();
     assert_eq!((idle.warnings.len(), idle.end), (1, RecoveryEnd::IfFound));
 }
