@@ -12,6 +12,8 @@ use crate::error::{Error, Kind, Result};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// What even an operation that begins too late gets for its one attempt.
+const LEAST_TIME: Duration = Duration::from_secs(1);
 
 /// How long an operation may be tried again.
 #[derive(Debug, Clone, Copy)]
@@ -55,7 +57,8 @@ where
     let mut attempts = 1_u32;
     let mut last = None;
     loop {
-        let answer = tokio::time::timeout_at(deadline.into(), attempt()).await;
+        let limit = deadline.max(begun + LEAST_TIME);
+        let answer = tokio::time::timeout_at(limit.into(), attempt()).await;
         let error = match answer.unwrap_or_else(|_| Err(last.take().unwrap_or_else(|| no_answer(begun)))) {
             Err(error) if error.kind() == Kind::Unavailable => error,
             Err(error) if error.is_worth_one_more() && attempts == 1 => error,
