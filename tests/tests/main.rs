@@ -5,6 +5,7 @@ mod archive_get;
 mod archive_push;
 mod backfill;
 mod harness;
+mod kills;
 mod recovery;
 mod restore;
 mod samples;
