@@ -68,14 +68,8 @@ fn archive(
         .map_err(|error| Error::new(Kind::Unavailable, "could not start the runtime").caused_by(error))?;
     let result = runtime.block_on(async {
         if let Some(limit) = first_answer {
-            let hasty = archive.with_patience(Patience::Until(Instant::now()));
-            let alive = tokio::time::timeout(limit, hasty.identity()).await;
-            let _ = alive.unwrap_or_else(|_| {
-                Err(Error::new(
-                    Kind::Unavailable,
-                    format!("the repository did not answer within {} s", limit.as_secs()),
-                ))
-            })?;
+            let hasty = archive.with_patience(Patience::Until(Instant::now() + limit));
+            let _ = hasty.identity().await?;
         }
         let level = config.compression_level.level();
         let encoded = source.encode(level)?;
@@ -104,7 +98,7 @@ async fn complete_the_past(
             backfill::backfill(archive, source.directory(), &history, size, level).await
         }
         WalFileName::Segment(segment) if segment.timeline > Timeline(1) => {
-            let subject = format!("{}/{}", archive.store().location(), archive.layout().folder());
+            let subject = format!("{} {}", archive.store().place(), archive.layout().folder());
             let fact = format!("{HISTORY_FACT}-{}", segment.timeline);
             if memory.age(&fact, &subject).is_some_and(|age| age < HISTORY_MEMORY) {
                 return Ok(());

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use walkeep_common::cli::host_name;
 use walkeep_common::error::{Error, IoContext as _, Kind, Result};
 use walkeep_common::lsn::Lsn;
-use walkeep_common::postgres::control::ControlFile;
+use walkeep_common::postgres::control::{self, ControlFile};
 use walkeep_common::wal::header::{LONG_HEADER_BYTES, SegmentHeader};
 use walkeep_common::wal::history::TimelineHistory;
 use walkeep_common::wal::name::WalFileName;
@@ -73,7 +73,7 @@ impl Source {
             before,
             start_lsn: None,
         };
-        let control = control_file(path);
+        let control = control::of_wal_file(path)?;
         match name {
             WalFileName::Segment(_) | WalFileName::Partial(_) => source.check_segment(control.as_ref())?,
             WalFileName::History(_) | WalFileName::Backup { .. } => source.check_text(control.as_ref())?,
@@ -228,13 +228,6 @@ pub(crate) fn read_header(file: &File, path: &Path) -> Result<SegmentHeader> {
     }
     SegmentHeader::parse(&first)
         .map_err(|error| Error::new(Kind::Invalid, format!("will not archive \"{}\"", path.display())).caused_by(error))
-}
-
-/// The control file of the cluster: PostgreSQL's working directory is its data directory; Patroni and people give an
-/// absolute path instead.
-fn control_file(path: &Path) -> Option<ControlFile> {
-    let beside = path.parent().map(|directory| directory.join(".."));
-    [Some(PathBuf::from(".")), beside].into_iter().flatten().find_map(|directory| ControlFile::read(&directory).ok())
 }
 
 /// A file that is not there, or closed to us, is not a WAL file we could archive later.

@@ -121,6 +121,6 @@ pub async fn archives(config: &Config, asked_for: Option<u64>, patience: Patienc
     }
     found
         .into_iter()
-        .map(|system_identifier| WalArchive::open(config, system_identifier, HostMemory::open(config), patience))
+        .map(|system_identifier| WalArchive::open(config, system_identifier, HostMemory::none(), patience))
         .collect()
 }

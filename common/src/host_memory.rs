@@ -35,6 +35,16 @@ impl HostMemory {
         Self { directory: None, problem: Some(problem) }
     }
 
+    /// No memory: for what only reads, which leaves nothing behind on the host.
+    pub fn none() -> Self {
+        Self { directory: None, problem: None }
+    }
+
+    /// Whether there is anything to remember with.
+    pub fn is_usable(&self) -> bool {
+        self.directory.is_some()
+    }
+
     /// Why nothing can be remembered, if so.
     pub fn problem(&self) -> Option<&str> {
         self.problem.as_deref()

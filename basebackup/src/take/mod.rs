@@ -12,9 +12,10 @@ mod packs;
 mod record;
 mod wal;
 
+use std::cell::OnceCell;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use walkeep_common::cli::{Reporter, Severity};
 use walkeep_common::config::Config;
@@ -25,6 +26,7 @@ use walkeep_common::postgres::control::{ControlFile, read_bytes};
 use walkeep_common::repository::backup::Backup;
 use walkeep_common::repository::layout::BackupId;
 use walkeep_common::retry::Patience;
+use walkeep_common::store::Store;
 use walkeep_common::wal_archive::WalArchive;
 
 pub use self::args::TakeArgs;
@@ -45,16 +47,24 @@ use crate::session::{Session, preflight};
 /// How long one request is tried again: an outage shorter than this costs a backup nothing but time.
 const PATIENCE: Patience = Patience::For(Duration::from_secs(10 * 60));
 
+/// How long the repository may be out of reach before anything has begun: somebody waits for the message.
+const FIRST_PATIENCE: Duration = Duration::from_secs(30);
+
 /// Takes a backup and prints its id.
 ///
 /// # Errors
 /// `Usage` for options that cannot work; `Refused` and `Invalid` for rights and settings that must change first;
 /// `Unavailable` if the server or the repository fails for too long. Nothing that looks like a backup is left.
 pub async fn take(args: &TakeArgs, config: &Config, reporter: Reporter) -> Result<()> {
-    let backup = tokio::select! {
-        taken = run(args, config, reporter) => taken?,
-        interrupted = interrupted() => return Err(interrupted),
+    let store = OnceCell::new();
+    let taken = tokio::select! {
+        taken = run(args, config, reporter, &store) => taken,
+        interrupted = interrupted() => Err(interrupted),
     };
+    if let (Err(_), Some(store)) = (&taken, store.get()) {
+        store.remove_given_up().await;
+    }
+    let backup = taken?;
     match args.format {
         Format::Json => print_json(&backup),
         Format::Text => print(&format!("{}\n", backup.id)),
@@ -74,7 +84,8 @@ async fn interrupted() -> Error {
     }
 }
 
-async fn run(args: &TakeArgs, config: &Config, reporter: Reporter) -> Result<Backup> {
+/// Takes the backup; sets `used` to the store as soon as anything may be written to it.
+async fn run(args: &TakeArgs, config: &Config, reporter: Reporter, used: &OnceCell<Store>) -> Result<Backup> {
     let parameters = ConnectionParameters::resolve(&args.connection, &Environment::of_process()?)?;
     let session = Session::connect(&parameters).await?;
     let server = session.server().await?;
@@ -83,7 +94,10 @@ async fn run(args: &TakeArgs, config: &Config, reporter: Reporter) -> Result<Bac
     session.lock_for_backup().await?;
 
     let archive = WalArchive::open(config, control.system_identifier, HostMemory::open(config), PATIENCE)?;
-    archive.prepare_to_write(Some(server.settings.segment_size), Some(server.version.major())).await?;
+    let _ = used.set(archive.store().clone());
+    let soon = Patience::Until(Instant::now() + FIRST_PATIENCE);
+    let (segment_size, major) = (server.settings.segment_size, server.version.major());
+    archive.with_patience(soon).prepare_to_write(Some(segment_size), Some(major)).await?;
     let id = begin::begin(&archive, data_directory, &control).await?;
 
     let backup_mode = BackupMode::start(session, &args.label, args.checkpoint.into()).await?;

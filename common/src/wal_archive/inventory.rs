@@ -96,9 +96,9 @@ impl Inventory {
         timeline == Timeline(1) || self.histories.contains_key(&timeline)
     }
 
-    /// The segment under which recovery along `history` finds number `number`, if it is archived: it is looked for on
-    /// the newest timeline first, then on its ancestors, as far back as each began before it
-    /// (`XLogFileReadAnyTLI`, src/backend/access/transam/xlogrecovery.c).
+    /// The segment that recovery along `history` must read as number `number`, if it is archived. PostgreSQL would go on
+    /// to look for it on older timelines (`XLogFileReadAnyTLI`, src/backend/access/transam/xlogrecovery.c), but what it
+    /// found there would be the branch that was left.
     pub fn find(&self, history: &TimelineHistory, number: u64) -> Option<SegmentName> {
         let wanted = history.segment_name(number, self.segment_size);
         self.has(wanted).then_some(wanted)
