@@ -7,6 +7,7 @@ mod backfill;
 mod format_recipe;
 mod golden;
 mod harness;
+mod kills;
 mod layers;
 mod readme;
 mod recovery;
