@@ -227,7 +227,7 @@ impl Job<'_> {
             bytes(backup.stored_size),
             backup.start_lsn,
             backup.stop_lsn,
-            backup.timeline
+            backup.end_timeline()
         );
         self.reporter.print(Severity::Info, &summary, None);
         Ok(backup)

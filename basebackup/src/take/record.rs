@@ -92,6 +92,7 @@ impl Job<'_> {
             pg_version: self.server.version.0,
             segment_size: self.server.settings.segment_size,
             timeline: stopped.timeline,
+            stop_timeline: Some(stopped.stop_timeline),
             start_lsn: started.lsn,
             stop_lsn: stopped.lsn,
             start_wal: needed.first(),
