@@ -76,7 +76,9 @@ impl Job<'_> {
         let root = super::root(scan)?;
         let named = owner::named(root.uid, root.gid);
         let known = |name: String| Some(name).filter(|name| !name.is_empty());
-        let tablespaces = self.server.tablespaces.iter().map(|space| Tablespace {
+        // One made in place lies in the data directory, as its files in the packs do.
+        let outside = self.server.tablespaces.iter().filter(|space| space.location.is_absolute());
+        let tablespaces = outside.map(|space| Tablespace {
             oid: space.oid,
             name: space.name.clone(),
             location: space.location.display().to_string(),
