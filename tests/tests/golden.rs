@@ -235,6 +235,7 @@ fn backup(packs: &[Vec<u8>], index: &[u8], manifest: &[u8]) -> Backup {
         pg_version: 150_018,
         segment_size: segment_size(),
         timeline: Timeline(1),
+        stop_timeline: None,
         start_lsn: "0/500028".parse().unwrap(),
         stop_lsn: "0/5001F8".parse().unwrap(),
         start_wal: SEGMENT.to_owned(),

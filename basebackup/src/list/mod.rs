@@ -193,7 +193,7 @@ fn backup_row(backup: &Backup) -> Vec<String> {
     vec![
         backup.id.to_string(),
         time(backup.stop_time),
-        backup.timeline.to_string(),
+        backup.end_timeline().to_string(),
         backup.start_lsn.to_string(),
         backup.stop_lsn.to_string(),
         bytes(backup.plain_size),

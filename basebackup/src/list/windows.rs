@@ -35,7 +35,7 @@ pub fn windows(backups: &[Backup], inventory: &Inventory) -> Vec<Window> {
     for timeline in timelines.iter().copied().filter(|&timeline| inventory.has_history(timeline)) {
         let history = inventory.history(timeline);
         let mut usable: Vec<&Backup> =
-            backups.iter().filter(|backup| history.passes_through(backup.timeline, backup.stop_lsn)).collect();
+            backups.iter().filter(|backup| history.passes_through(backup.end_timeline(), backup.stop_lsn)).collect();
         usable.sort_by_key(|backup| backup.stop_lsn);
         for backup in usable {
             let reach = inventory.reach(&history, segment_of(backup.start_lsn, size));

@@ -14,6 +14,16 @@ use super::target::{Bound, Role, Target};
 /// The program that fetches WAL.
 const ARCHIVE_GET: &str = "archive-get";
 
+/// What else recovery obeys, switched off: `postgresql.conf` is of another time, and these would still hold. Targets are
+/// not among them: PostgreSQL takes an empty one after the real one for a second target.
+const NEUTRAL: [(&str, &str); 5] = [
+    ("archive_cleanup_command", ""),
+    ("recovery_end_command", ""),
+    ("recovery_min_apply_delay", "0"),
+    ("primary_conninfo", ""),
+    ("primary_slot_name", ""),
+];
+
 /// Whether the restored server archives its WAL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Archiving {
@@ -26,9 +36,9 @@ pub enum Archiving {
 }
 
 impl Archiving {
-    /// Decides by where the backup was taken and where it goes.
-    pub fn decide(backup: &Backup, host: &str, data_directory: &Path, keep: bool) -> Self {
-        if host == backup.host && data_directory == Path::new(&backup.data_directory) {
+    /// Decides by whether the backup goes where it was taken.
+    pub fn decide(same_place: bool, keep: bool) -> Self {
+        if same_place {
             Self::SamePlace
         } else if keep {
             Self::Kept
@@ -71,9 +81,9 @@ pub fn settings(plan: &Plan, restore_command: String, archiving: Archiving) -> V
     settings.push(("recovery_target_timeline", timeline));
     if let Some(target) = request.target.setting() {
         settings.push(target);
-        let has_bound = !matches!(request.target, Target::Immediate | Target::Name(_));
-        if has_bound && request.bound == Bound::Exclusive {
-            settings.push(("recovery_target_inclusive", "off".to_owned()));
+        if !matches!(request.target, Target::Immediate | Target::Name(_)) {
+            let inclusive = if request.bound == Bound::Inclusive { "on" } else { "off" };
+            settings.push(("recovery_target_inclusive", inclusive.to_owned()));
         }
         settings.push(("recovery_target_action", request.action.unwrap_or_default().as_str().to_owned()));
     }
@@ -83,6 +93,11 @@ pub fn settings(plan: &Plan, restore_command: String, archiving: Archiving) -> V
     }
     if archiving == Archiving::Off {
         settings.push(("archive_mode", "off".to_owned()));
+    }
+    for (name, neutral) in NEUTRAL {
+        if settings.iter().all(|(set, _)| *set != name) {
+            settings.push((name, neutral.to_owned()));
+        }
     }
     settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }

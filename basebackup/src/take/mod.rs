@@ -7,6 +7,7 @@ mod args;
 mod begin;
 mod copy;
 mod finish;
+mod histories;
 mod owner;
 mod packs;
 mod record;
@@ -217,7 +218,9 @@ impl Job<'_> {
     /// Stores what describes the backup, sees its WAL archived, and makes it exist.
     async fn complete(&self, facts: Facts<'_>) -> Result<Backup> {
         let size = self.server.settings.segment_size;
-        let history = record::history(self.archive, self.data_directory, facts.stopped.stop_timeline).await?;
+        let Stopped { timeline, stop_timeline, .. } = facts.stopped;
+        let history = histories::history(self.archive, self.data_directory, stop_timeline).await?;
+        histories::see_archived(self.archive, self.data_directory, &history, timeline, self.reporter).await?;
         let needed = wal::NeededWal::new(&history, facts.started.lsn, facts.stopped.lsn, size);
         let ranges = facts.wal_ranges(&history)?;
         let index = finish::store_index(self.archive, self.id, &facts.packs).await?;
@@ -241,7 +244,7 @@ impl Job<'_> {
             bytes(backup.stored_size),
             backup.start_lsn,
             backup.stop_lsn,
-            backup.timeline
+            backup.end_timeline()
         );
         self.reporter.print(Severity::Info, &summary, None);
         Ok(backup)

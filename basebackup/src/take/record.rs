@@ -1,16 +1,9 @@
 //! `backup.json`: what is known of a backup once everything else of it is stored.
 
-use std::path::Path;
-
-use jiff::Timestamp;
 use walkeep_common::cli::{Severity, host_name};
 use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::repository::backup::{Backup, BadPage, Owner, StoredObject, Tablespace};
 use walkeep_common::wal::history::TimelineHistory;
-use walkeep_common::wal::name::WalFileName;
-use walkeep_common::wal::segment::Timeline;
-use walkeep_common::wal_archive::{LeftTimelines, WalArchive};
-use walkeep_common::wal_object::encode::{Description, encode};
 use walkeep_common::wal_object::header::FORMAT_VERSION;
 
 use super::args::ChecksumFailures;
@@ -21,8 +14,6 @@ use crate::files::manifest::{WalRange, wal_ranges};
 use crate::files::scan::Scan;
 use crate::session::backup_mode::{Started, Stopped};
 
-/// A history is a few lines.
-const LEVEL: i32 = 3;
 /// Bad pages that are named one by one; `backup.json` has them all.
 const SHOWN_PAGES: usize = 20;
 
@@ -51,56 +42,15 @@ impl Facts<'_> {
     }
 }
 
-/// The history of the timeline a backup ended on, from `pg_wal` or from the archive, where it is in any case afterwards:
-/// without it nothing can be recovered to this timeline.
-///
-/// # Errors
-/// `Invalid` if it is in neither; `Conflict` if the archive has another history of a timeline with this number;
-/// `Damaged`; `Refused`; `Unavailable`.
-pub(super) async fn history(
-    archive: &WalArchive,
-    data_directory: &Path,
-    timeline: Timeline,
-) -> Result<TimelineHistory> {
-    if timeline == Timeline(1) {
-        return Ok(TimelineHistory::without_ancestors(timeline));
-    }
-    let name = WalFileName::History(timeline);
-    let local = std::fs::read_to_string(data_directory.join("pg_wal").join(name.to_string())).ok();
-    let parsed = local.and_then(|text| Some((TimelineHistory::parse(timeline, &text).ok()?, text)));
-    if let Some((history, text)) = parsed {
-        let encoded = encode(text.as_bytes(), text.len() as u64, LEVEL, describe_history(archive, timeline))?;
-        archive.keep(name, &encoded, &LeftTimelines::default()).await?;
-        return Ok(history);
-    }
-    archive.history(timeline).await?.ok_or_else(|| {
-        Error::new(Kind::Invalid, format!("\"{name}\" is neither in pg_wal nor in the archive"))
-            .hint("Without it nothing can be recovered to this timeline. Copy it from another server into pg_wal.")
-    })
-}
-
-fn describe_history(archive: &WalArchive, timeline: Timeline) -> Description {
-    let now = Timestamp::now();
-    Description {
-        name: WalFileName::History(timeline).to_string(),
-        system_identifier: archive.layout().system_identifier(),
-        timeline,
-        start_lsn: None,
-        pg_major: None,
-        segment_size: None,
-        modified: now,
-        archived: now,
-        host: host_name(),
-    }
-}
-
 impl Job<'_> {
     pub(super) fn record(&self, facts: Facts<'_>, needed: &NeededWal, objects: Objects) -> Result<Backup> {
         let Facts { started, stopped, scan, packs } = facts;
         let root = super::root(scan)?;
         let named = owner::named(root.uid, root.gid);
         let known = |name: String| Some(name).filter(|name| !name.is_empty());
-        let tablespaces = self.server.tablespaces.iter().map(|space| Tablespace {
+        // One made in place lies in the data directory, as its files in the packs do.
+        let outside = self.server.tablespaces.iter().filter(|space| space.location.is_absolute());
+        let tablespaces = outside.map(|space| Tablespace {
             oid: space.oid,
             name: space.name.clone(),
             location: space.location.display().to_string(),
@@ -116,6 +66,7 @@ impl Job<'_> {
             pg_version: self.server.version.0,
             segment_size: self.server.settings.segment_size,
             timeline: stopped.timeline,
+            stop_timeline: Some(stopped.stop_timeline),
             start_lsn: started.lsn,
             stop_lsn: stopped.lsn,
             start_wal: needed.first(),

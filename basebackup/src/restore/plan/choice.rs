@@ -162,12 +162,13 @@ pub fn named<'a>(request: &Request, backup: &'a Backup, inventory: &Inventory) -
 
 /// The history of the timeline that recovery from this backup is to follow.
 fn followed(request: &Request, backup: &Backup, inventory: &Inventory) -> Result<TimelineHistory> {
+    let own = backup.end_timeline();
     let timeline = match request.timeline {
-        TimelineChoice::Latest => inventory.newest_timeline().unwrap_or(backup.timeline),
-        TimelineChoice::Current => backup.timeline,
+        TimelineChoice::Latest => inventory.newest_timeline().unwrap_or(own),
+        TimelineChoice::Current => own,
         TimelineChoice::Number(timeline) => timeline,
     };
-    if timeline != backup.timeline && !inventory.timelines().contains(&timeline) {
+    if timeline != own && !inventory.timelines().contains(&timeline) {
         let there: Vec<String> = inventory.timelines().iter().map(Timeline::to_string).collect();
         return Err(Error::new(Kind::NotFound, format!("nothing of timeline {timeline} is archived"))
             .hint(format!("Timelines in the archive: {}.", there.join(", "))));
@@ -183,7 +184,7 @@ fn fit(request: &Request, backup: &Backup, history: &TimelineHistory, inventory:
     if backup.kind != "full" {
         return Err(Unfit::Kind(backup.kind.clone()));
     }
-    let (timeline, stop) = (backup.timeline, backup.stop_lsn);
+    let (timeline, stop) = (backup.end_timeline(), backup.stop_lsn);
     if !history.passes_through(timeline, stop) {
         let left = history.switch_point(timeline);
         return Err(Unfit::OtherBranch { wanted: history.timeline(), timeline, left, stop });

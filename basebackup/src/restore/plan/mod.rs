@@ -170,7 +170,7 @@ fn settle(request: &Request, chosen: &Chosen<'_>, verdict: Option<Verdict>, inve
         settled.end = RecoveryEnd::Hole(reach.missing);
         settled.target = Target::End;
         if let Some(last) = settled.last_segment {
-            settled.timeline = RecoveryTimeline::Number(last.timeline.max(backup.timeline));
+            settled.timeline = RecoveryTimeline::Number(last.timeline.max(backup.end_timeline()));
             "where the hole is".clone_into(&mut settled.timeline_reason);
         }
         settled
@@ -179,7 +179,7 @@ fn settle(request: &Request, chosen: &Chosen<'_>, verdict: Option<Verdict>, inve
         (Target::Immediate, _) => {
             settled.end = RecoveryEnd::Position(backup.stop_lsn);
             settled.last_number = stop_number;
-            settled.timeline = RecoveryTimeline::Number(backup.timeline);
+            settled.timeline = RecoveryTimeline::Number(backup.end_timeline());
             "the backup's own: recovery goes no further than its end".clone_into(&mut settled.timeline_reason);
             Ok(settled)
         }

@@ -40,6 +40,7 @@ fn backup(timeline: u32, number: u8) -> Backup {
         pg_version: 150_000,
         segment_size: size(),
         timeline: Timeline(timeline),
+        stop_timeline: None,
         start_lsn: lsn(&format!("0/{number:X}000028")),
         stop_lsn: lsn(&format!("0/{number:X}000100")),
         start_wal: String::new(),
@@ -278,4 +279,27 @@ fn an_immediate_target_needs_no_more_than_the_backups_own_wal_and_timeline() {
     let inventory = inventory(&[(1, 2..=9), (2, 6..=8)], &[(2, FORK)]);
     let settled = settled(&request(Target::Immediate), &[backup(1, 3)], &inventory, None).unwrap();
     assert_eq!((settled.timeline, settled.last_number), (RecoveryTimeline::Number(Timeline(1)), 3));
+}
+
+#[test]
+fn a_backup_that_crossed_a_fork_belongs_to_the_timeline_it_ended_on() {
+    // A standby's backup: timeline 1 up to segment 6, where its primary was promoted, then timeline 2.
+    let whole = inventory(&[(1, 2..=6), (2, 6..=9)], &[(2, FORK)]);
+    let holed = inventory(&[(1, 2..=6), (2, 6..=7), (2, 9..=9)], &[(2, FORK)]);
+    let crossed = Backup { stop_timeline: Some(Timeline(2)), stop_lsn: lsn("0/7000100"), ..backup(1, 4) };
+    let backups = std::slice::from_ref(&crossed);
+    for timeline in [TimelineChoice::Latest, TimelineChoice::Current, TimelineChoice::Number(Timeline(2))] {
+        let asked = Request { timeline, ..request(Target::End) };
+        let settled = settled(&asked, backups, &whole, None).unwrap();
+        assert_eq!(settled.timeline, RecoveryTimeline::Number(Timeline(2)), "{timeline:?}");
+    }
+    let immediate = settled(&request(Target::Immediate), backups, &whole, None).unwrap();
+    assert_eq!(immediate.timeline, RecoveryTimeline::Number(Timeline(2)));
+    let parent = Request { timeline: TimelineChoice::Number(Timeline(1)), ..request(Target::End) };
+    assert_eq!(settled(&parent, backups, &whole, None).unwrap_err().kind(), Kind::NotFound);
+    let windows = crate::list::windows(backups, &whole);
+    assert_eq!(windows.iter().map(|window| window.timeline).collect::<Vec<_>>(), [Timeline(2)]);
+
+    let until = Request { until_hole: true, ..request(Target::End) };
+    assert_eq!(settled(&until, backups, &holed, None).unwrap().timeline, RecoveryTimeline::Number(Timeline(2)));
 }

@@ -57,7 +57,7 @@ impl Plan {
         let backup = &self.backup;
         json!({
             "backup": {
-                "id": backup.id, "reason": self.backup_reason, "timeline": backup.timeline, "host": backup.host,
+                "id": backup.id, "reason": self.backup_reason, "timeline": backup.end_timeline(), "host": backup.host,
                 "start_lsn": backup.start_lsn, "stop_lsn": backup.stop_lsn, "stop_time": backup.stop_time,
                 "plain_size": backup.plain_size, "files": backup.files, "pg_version": backup.pg_version,
             },
