@@ -8,6 +8,7 @@ mod harness;
 mod readme;
 mod recovery;
 mod restore;
+mod restore_edges;
 mod samples;
 mod store_faults;
 mod wal_records;
