@@ -12,6 +12,7 @@ mod layers;
 mod readme;
 mod recovery;
 mod restore;
+mod restore_edges;
 mod samples;
 mod site;
 mod store_contract;

@@ -120,7 +120,7 @@ pub(super) fn not_the_cluster(target: &str, directory: &Path) -> Error {
 
 fn unreadable(error: Error, directory: &Path, target: &str) -> Error {
     match error.kind() {
-        Kind::NotFound => not_the_cluster(target, directory).caused_by(error),
+        Kind::Missing => not_the_cluster(target, directory).caused_by(error),
         Kind::Refused => error.hint("Run basebackup as the operating system's user that owns the data directory."),
         _ => error,
     }

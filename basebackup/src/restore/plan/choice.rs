@@ -1,17 +1,20 @@
 //! Which backup is restored, and which timeline recovery follows from there. Pure: decided on what the catalog and the
 //! inventory say.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use jiff::Timestamp;
 use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::lsn::Lsn;
 use walkeep_common::repository::backup::Backup;
+use walkeep_common::repository::layout::BackupId;
 use walkeep_common::wal::history::TimelineHistory;
 use walkeep_common::wal::name::WalFileName;
 use walkeep_common::wal::segment::{SegmentName, Timeline, segment_before, segment_of};
 use walkeep_common::wal_archive::inventory::{Inventory, Reach};
 
+use super::commits::TransactionEnd;
 use crate::list::time;
 use crate::restore::target::{Request, Target, TimelineChoice, low_half};
 use crate::restore::time::to_postgres;
@@ -34,6 +37,9 @@ pub struct Chosen<'a> {
     pub warnings: Vec<String>,
 }
 
+/// Backups that turned out not to fit when their WAL was looked at.
+pub type RuledOut = BTreeMap<BackupId, Unfit>;
+
 /// Why a backup cannot be the start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unfit {
@@ -52,6 +58,8 @@ pub enum Unfit {
     },
     /// It ended at or after the target time.
     EndsAfterTime(Timestamp),
+    /// A transaction that ended behind the target time did so before the backup ended, whatever its clock said.
+    HoldsLater(TransactionEnd),
     /// It ended after the target position.
     EndsAfterLsn(Lsn),
     /// The transaction may have ended before the backup did.
@@ -74,6 +82,10 @@ impl fmt::Display for Unfit {
                 write!(f, "timeline {wanted} does not descend from the backup's timeline {timeline}")
             }
             Self::EndsAfterTime(stop) => write!(f, "the backup ended at {}, not before the target", time(*stop)),
+            Self::HoldsLater(end) => {
+                let (time, lsn) = (to_postgres(end.time), end.lsn);
+                write!(f, "it holds a transaction that ended at {time}, not before the target, at {lsn}")
+            }
             Self::EndsAfterLsn(stop) => write!(f, "the backup ended at {stop}, behind the target"),
             Self::MayHoldXid { next } => {
                 write!(f, "transactions up to {} may have ended before the backup did", next.saturating_sub(1))
@@ -89,7 +101,12 @@ impl fmt::Display for Unfit {
 ///
 /// # Errors
 /// `NotFound` if none can reach the target; `Hole` if a history that recovery reads is missing; `Usage`.
-pub fn choose<'a>(request: &Request, backups: &'a [Backup], inventory: &Inventory) -> Result<Chosen<'a>> {
+pub fn choose<'a>(
+    request: &Request,
+    backups: &'a [Backup],
+    inventory: &Inventory,
+    ruled_out: &RuledOut,
+) -> Result<Chosen<'a>> {
     if backups.is_empty() {
         return Err(Error::new(Kind::NotFound, "there are no base backups").hint("Take one with: basebackup take."));
     }
@@ -97,7 +114,7 @@ pub fn choose<'a>(request: &Request, backups: &'a [Backup], inventory: &Inventor
     let mut unfit: Vec<(&Backup, Unfit)> = Vec::new();
     for backup in backups.iter().rev() {
         let history = followed(request, backup, inventory)?;
-        match fit(request, backup, &history, inventory) {
+        match fit(request, backup, &history, inventory, ruled_out) {
             Ok(reach) => fitting.push((backup, history, reach)),
             Err(problem) => unfit.push((backup, problem)),
         }
@@ -133,10 +150,15 @@ pub fn choose<'a>(request: &Request, backups: &'a [Backup], inventory: &Inventor
 ///
 /// # Errors
 /// As [`choose`].
-pub fn named<'a>(request: &Request, backup: &'a Backup, inventory: &Inventory) -> Result<Chosen<'a>> {
+pub fn named<'a>(
+    request: &Request,
+    backup: &'a Backup,
+    inventory: &Inventory,
+    ruled_out: &RuledOut,
+) -> Result<Chosen<'a>> {
     let history = followed(request, backup, inventory)?;
     let mut warnings = Vec::new();
-    let reach = match fit(request, backup, &history, inventory) {
+    let reach = match fit(request, backup, &history, inventory, ruled_out) {
         Ok(reach) => reach,
         Err(problem @ Unfit::MayHoldXid { .. }) => {
             warnings.push(format!("{problem}: if transaction {} did, recovery will not find it", xid(request)));
@@ -180,7 +202,16 @@ fn followed(request: &Request, backup: &Backup, inventory: &Inventory) -> Result
 }
 
 /// Whether recovery along the history can start from the backup and come to the target; how far WAL goes if so.
-fn fit(request: &Request, backup: &Backup, history: &TimelineHistory, inventory: &Inventory) -> Result<Reach, Unfit> {
+fn fit(
+    request: &Request,
+    backup: &Backup,
+    history: &TimelineHistory,
+    inventory: &Inventory,
+    ruled_out: &RuledOut,
+) -> Result<Reach, Unfit> {
+    if let Some(problem) = ruled_out.get(&backup.id) {
+        return Err(problem.clone());
+    }
     if backup.kind != "full" {
         return Err(Unfit::Kind(backup.kind.clone()));
     }
@@ -206,11 +237,11 @@ fn fit(request: &Request, backup: &Backup, history: &TimelineHistory, inventory:
     }
 }
 
-/// Whether a transaction with this id began when `next` was the next one. Without an epoch, ids are compared as
-/// PostgreSQL does, on a circle (`TransactionIdPrecedes`, src/backend/access/transam/transam.c).
+/// Whether a transaction with this id began when `next` was the next one. A server takes ids without their epoch and
+/// compares them on a circle (`TransactionIdPrecedes`, src/backend/access/transam/transam.c); an id with an epoch is
+/// exact.
 fn assigned_later(xid: u64, next: u64) -> bool {
-    const EPOCH: u64 = 1 << 32;
-    if xid >= EPOCH || next < EPOCH {
+    if u32::try_from(xid).is_err() {
         return xid >= next;
     }
     low_half(xid).wrapping_sub(low_half(next)) < 1 << 31

@@ -11,11 +11,11 @@ use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::lsn::Lsn;
 use walkeep_common::repository::backup::Backup;
 use walkeep_common::wal::history::{Ancestor, TimelineHistory};
-use walkeep_common::wal::segment::{SegmentName, Timeline, segment_before, segment_of};
+use walkeep_common::wal::segment::{SegmentName, SegmentSize, Timeline, segment_before, segment_of};
 use walkeep_common::wal_archive::WalArchive;
 use walkeep_common::wal_archive::inventory::{Inventory, Reach};
 
-use self::choice::{Chosen, choose, named, named_target};
+use self::choice::{Chosen, RuledOut, Unfit, choose, named, named_target};
 use self::commits::{ArchivedWal, MOST_SEGMENTS, TransactionEnd, Verdict};
 use super::args::BackupChoice;
 use super::target::{Request, Role, Target, TimelineChoice};
@@ -53,6 +53,8 @@ pub enum RecoveryEnd {
     Position(Lsn),
     /// Before this transaction's end.
     Before(TransactionEnd),
+    /// Before this transaction's end or that of an earlier one.
+    BeforeAtLatest(TransactionEnd),
     /// At the target, if it is found before the archived WAL ends.
     IfFound,
     /// With the archived WAL.
@@ -109,18 +111,24 @@ pub async fn plan(archive: &WalArchive, catalog: &Catalog, choice: &BackupChoice
         return Err(Error::new(Kind::NotFound, "there are no base backups").hint("Take one with: basebackup take."));
     };
     let inventory = archive.inventory(size).await?;
-    let chosen = match choice {
-        BackupChoice::Newest => choose(&request, &catalog.backups, &inventory)?,
-        BackupChoice::Id(id) => named(&request, catalog.find(id)?, &inventory)?,
-    };
-    let first = segment_of(chosen.backup.start_lsn, size);
-    let archived = |end| ArchivedWal { archive, history: &chosen.history, size, segments: first..end };
-    let verdict = match request.target.time() {
-        Some(time) => Some(archived(chosen.reach.end).find_time(time, request.bound).await?),
-        None => None,
+    let mut ruled_out = RuledOut::new();
+    let (chosen, verdict) = loop {
+        let chosen = match choice {
+            BackupChoice::Newest => choose(&request, &catalog.backups, &inventory, &ruled_out)?,
+            BackupChoice::Id(id) => named(&request, catalog.find(id)?, &inventory, &ruled_out)?,
+        };
+        match find_target(archive, &request, &chosen, size).await? {
+            // The clocks of a standby and its primary differ: what must not be replayed is in the backup already.
+            Some(Verdict::Stops(end) | Verdict::StopsAtLatest(end)) if end.lsn < chosen.backup.stop_lsn => {
+                let _ = ruled_out.insert(chosen.backup.id.clone(), Unfit::HoldsLater(end));
+            }
+            verdict => break (chosen, verdict),
+        }
     };
     let settled = settle(&request, &chosen, verdict, &inventory)?;
-    let written = archived(chosen.reach.end.min(settled.last_number + 1)).last_written().await?;
+    let first = segment_of(chosen.backup.start_lsn, size);
+    let replayed = first..chosen.reach.end.min(settled.last_number + 1);
+    let written = ArchivedWal { archive, history: &chosen.history, size, segments: replayed }.last_written().await?;
     let name = |number| chosen.history.segment_name(number, size);
     let mut warnings = chosen.warnings;
     warnings.extend(settled.warnings);
@@ -142,6 +150,22 @@ pub async fn plan(archive: &WalArchive, catalog: &Catalog, choice: &BackupChoice
         },
         last_segment: settled.last_segment,
         warnings,
+    })
+}
+
+/// What the archived WAL says about the target, where it can say something.
+async fn find_target(
+    archive: &WalArchive,
+    request: &Request,
+    chosen: &Chosen<'_>,
+    size: SegmentSize,
+) -> Result<Option<Verdict>> {
+    let segments = segment_of(chosen.backup.start_lsn, size)..chosen.reach.end;
+    let archived = ArchivedWal { archive, history: &chosen.history, size, segments };
+    Ok(match &request.target {
+        Target::Time(moment) => Some(archived.find_time(moment.time, request.bound).await?),
+        Target::Lsn(lsn) if segment_of(*lsn, size) < chosen.reach.end => Some(archived.find_position(*lsn).await?),
+        _ => None,
     })
 }
 
@@ -183,14 +207,17 @@ fn settle(request: &Request, chosen: &Chosen<'_>, verdict: Option<Verdict>, inve
             "the backup's own: recovery goes no further than its end".clone_into(&mut settled.timeline_reason);
             Ok(settled)
         }
-        (Target::Lsn(lsn), _) if segment_of(*lsn, size) < reach.end => {
+        (Target::Lsn(lsn), Some(Verdict::Reached)) => {
             settled.end = RecoveryEnd::Position(*lsn);
             settled.last_number = stop_number.max(segment_of(*lsn, size));
             settled.warnings.extend(abandoned(*lsn, history, inventory));
             Ok(settled)
         }
-        (Target::Time(_), Some(Verdict::Stops(end))) => {
-            settled.end = RecoveryEnd::Before(end);
+        (Target::Time(_), Some(verdict @ (Verdict::Stops(end) | Verdict::StopsAtLatest(end)))) => {
+            settled.end = match verdict {
+                Verdict::Stops(_) => RecoveryEnd::Before(end),
+                _ => RecoveryEnd::BeforeAtLatest(end),
+            };
             settled.last_number = stop_number.max(segment_of(end.lsn, size));
             settled.warnings.extend(abandoned(end.lsn, history, inventory));
             Ok(settled)
@@ -209,45 +236,52 @@ fn settle(request: &Request, chosen: &Chosen<'_>, verdict: Option<Verdict>, inve
         (Target::End, _) if request.role != Role::Primary => settle_standby(request, reach, settled),
         _ if reach.hole && request.until_hole => Ok(until_hole(settled)),
         (_, verdict) if reach.hole => Err(refuse_hole(request, reach, verdict)),
-        (Target::Time(moment), Some(Verdict::AfterLast(last))) => Err(Error::new(
-            Kind::NotFound,
-            format!(
-                "the target {} lies after the last archived end of a transaction, at {}",
-                to_postgres(moment.time),
-                to_postgres(last.time)
-            ),
-        )
-        .hint(format!(
-            "{}To recover everything that is archived: no target.",
-            if last.lsn < backup.stop_lsn {
-                String::new()
-            } else {
-                format!("To recover up to and with that transaction: --target-lsn={}. ", last.lsn)
-            }
-        ))),
-        (Target::Time(moment), Some(Verdict::NothingEnded)) => Err(Error::new(
-            Kind::NotFound,
-            format!(
-                "no transaction is archived that ended after the target {}, nor any other since base backup {}",
-                to_postgres(moment.time),
-                backup.id
-            ),
-        )
-        .hint("To recover everything that is archived: no target.")),
-        (Target::Time(_), _) => {
+        (_, Some(Verdict::AfterLast(_) | Verdict::BehindLast(_) | Verdict::NothingEnded)) | (Target::Lsn(_), None) => {
+            Err(refuse_beyond(request, chosen, verdict, size))
+        }
+        (_, Some(verdict)) => {
             settled.end = RecoveryEnd::IfFound;
-            settled.warnings.push(format!(
-                "no end of a transaction was found in the last {MOST_SEGMENTS} archived segments: whether the target \
-                 is reached cannot be told"
-            ));
+            settled.warnings.push(format!("whether the target is reached cannot be told: {}", doubt(verdict)));
             Ok(settled)
         }
-        (Target::Lsn(lsn), _) => Err(Error::new(
-            Kind::NotFound,
-            format!("the target {lsn} is not archived: the archived WAL ends at {}", reach.end_lsn(size)),
-        )
-        .hint("WAL that was not archived may still be in pg_wal of the server that wrote it.")),
         _ => Ok(settled),
+    }
+}
+
+/// That the target lies behind what is archived, with the one to use instead.
+fn refuse_beyond(request: &Request, chosen: &Chosen<'_>, verdict: Option<Verdict>, size: SegmentSize) -> Error {
+    let target = named_target(request);
+    let (message, last) = match verdict {
+        Some(Verdict::AfterLast(end)) => {
+            let time = to_postgres(end.time);
+            (format!("{target} lies after the last archived end of a transaction, at {time}"), end.lsn)
+        }
+        Some(Verdict::NothingEnded) => {
+            let message = format!(
+                "no transaction is archived that ended after {target}, nor any other since base backup {}",
+                chosen.backup.id
+            );
+            return Error::new(Kind::NotFound, message).hint("To recover everything that is archived: no target.");
+        }
+        Some(Verdict::BehindLast(last)) => (format!("{target} lies behind the last archived record, at {last}"), last),
+        _ => {
+            let message = format!("{target} is not archived: the archived WAL ends at {}", chosen.reach.end_lsn(size));
+            return Error::new(Kind::NotFound, message)
+                .hint("WAL that was not archived may still be in pg_wal of the server that wrote it.");
+        }
+    };
+    let instead = if last < chosen.backup.stop_lsn {
+        String::new()
+    } else {
+        format!("To recover up to and with that one: --target-lsn={last}. ")
+    };
+    Error::new(Kind::NotFound, message).hint(format!("{instead}To recover everything that is archived: no target."))
+}
+
+fn doubt(verdict: Verdict) -> String {
+    match verdict {
+        Verdict::UnknownVersion => "the WAL is of a PostgreSQL newer than this program".to_owned(),
+        _ => format!("nothing in the last {MOST_SEGMENTS} archived segments says so"),
     }
 }
 

@@ -114,6 +114,10 @@ impl Plan {
                 let time = to_postgres(end.time);
                 format!("recovery stops at {}, before the transaction that ended at {time}", end.lsn)
             }
+            RecoveryEnd::BeforeAtLatest(end) => {
+                let time = to_postgres(end.time);
+                format!("recovery stops at {} at the latest, before the transaction that ended at {time}", end.lsn)
+            }
             RecoveryEnd::IfFound => {
                 format!("recovery stops where it finds the target, and fails if it is not before {}", self.wal.end_lsn)
             }
