@@ -123,10 +123,9 @@ fn settings_left_from_an_earlier_recovery_do_not_change_this_one() {
 
     cluster.configure(&["recovery_target_name = 'x'", "include_if_exists = 'more.conf'"]);
     take(&repository, &cluster);
-    for (arguments, text) in [
-        (&["--target=immediate"][..], "refuses more than one target"),
-        (&[], "where recovery would end"),
-    ] {
+    for (arguments, text) in
+        [(&["--target=immediate"][..], "refuses more than one target"), (&[], "where recovery would end")]
+    {
         let target = Scratch::new("to");
         let finished = restore(&repository, &target, arguments).finish();
         finished.expect_code(0).expect_stderr(&["sets recovery_target_name", text, "other files read"]);

@@ -247,11 +247,7 @@ pub(super) fn create_directories(destination: &Destination, entries: &[IndexEntr
 ///
 /// # Errors
 /// From the operating system.
-pub(super) async fn settle(
-    destination: &Arc<Destination>,
-    entries: &Arc<Vec<IndexEntry>>,
-    jobs: usize,
-) -> Result<()> {
+pub(super) async fn settle(destination: &Arc<Destination>, entries: &Arc<Vec<IndexEntry>>, jobs: usize) -> Result<()> {
     let share = entries.len().div_ceil(jobs).max(1);
     let shares = (0..entries.len()).step_by(share).map(|from| {
         let (destination, entries) = (Arc::clone(destination), Arc::clone(entries));

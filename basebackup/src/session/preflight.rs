@@ -45,8 +45,11 @@ fn nameless_tablespaces(server: &Server) -> impl Iterator<Item = Error> {
     let nameless = server.tablespaces.iter().filter(|tablespace| tablespace.location.to_str().is_none());
     nameless.map(|tablespace| {
         let location = tablespace.location.display();
-        Error::new(Kind::Invalid, format!("the path of tablespace \"{}\", \"{location}\", is not UTF-8", tablespace.name))
-            .hint("Stop PostgreSQL, rename the directory and point the link in pg_tblspc to it.")
+        Error::new(
+            Kind::Invalid,
+            format!("the path of tablespace \"{}\", \"{location}\", is not UTF-8", tablespace.name),
+        )
+        .hint("Stop PostgreSQL, rename the directory and point the link in pg_tblspc to it.")
     })
 }
 

@@ -68,7 +68,8 @@ async fn keep(archive: &WalArchive, timeline: Timeline, text: &[u8], modified: T
     const LEVEL: i32 = 3;
     let name = WalFileName::History(timeline);
     let parsed = TimelineHistory::parse(timeline, &String::from_utf8_lossy(text));
-    let _ = parsed.map_err(|error| Error::new(Kind::Invalid, format!("will not archive \"{name}\"")).caused_by(error))?;
+    let _ =
+        parsed.map_err(|error| Error::new(Kind::Invalid, format!("will not archive \"{name}\"")).caused_by(error))?;
     let description = Description {
         name: name.to_string(),
         system_identifier: archive.layout().system_identifier(),
