@@ -5,7 +5,7 @@ use serde::Serialize;
 use walkeep_common::lsn::Lsn;
 use walkeep_common::repository::backup::Backup;
 use walkeep_common::wal::segment::{Timeline, segment_of};
-use walkeep_common::wal_archive::inventory::Inventory;
+use walkeep_common::wal_archive::inventory::{Beyond, Inventory};
 
 /// An unbroken stretch of one timeline's history that backups make reachable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -24,6 +24,8 @@ pub struct Window {
     pub last_segment: String,
     /// The segment that is missing behind it, although later WAL is or must have been there.
     pub hole: Option<String>,
+    /// The segment inside which the timeline begins, not archived yet.
+    pub awaited: Option<String>,
 }
 
 /// The windows of every timeline, by timeline, then position. A window only reaches a timeline through backups taken on
@@ -53,7 +55,8 @@ pub fn windows(backups: &[Backup], inventory: &Inventory) -> Vec<Window> {
                 from_time: backup.stop_time,
                 to_lsn,
                 last_segment: history.segment_name(last, size).to_string(),
-                hole: reach.hole.then(|| reach.missing.to_string()),
+                hole: (reach.beyond == Beyond::Wal).then(|| reach.missing.to_string()),
+                awaited: matches!(reach.beyond, Beyond::Fork(_)).then(|| reach.missing.to_string()),
             });
         }
     }

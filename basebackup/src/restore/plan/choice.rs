@@ -196,7 +196,7 @@ fn followed(request: &Request, backup: &Backup, inventory: &Inventory) -> Result
             .hint(format!("Timelines in the archive: {}.", there.join(", "))));
     }
     if !inventory.has_history(timeline) {
-        return Err(missing_history(timeline, timeline));
+        return Err(no_history(timeline, timeline, inventory));
     }
     Ok(inventory.history(timeline))
 }
@@ -253,10 +253,14 @@ fn assigned_later(xid: u64, next: u64) -> bool {
 fn check_histories(backup: &Backup, history: &TimelineHistory, inventory: &Inventory) -> Result<()> {
     let newest = inventory.newest_timeline().unwrap_or(backup.timeline).max(history.timeline());
     let missing = (backup.timeline.0..=newest.0).map(Timeline).find(|&timeline| !inventory.has_history(timeline));
-    missing.map_or(Ok(()), |missing| Err(missing_history(missing, newest)))
+    missing.map_or(Ok(()), |missing| Err(no_history(missing, newest, inventory)))
 }
 
-fn missing_history(missing: Timeline, because: Timeline) -> Error {
+fn no_history(missing: Timeline, because: Timeline, inventory: &Inventory) -> Error {
+    if let Some(problem) = inventory.history_problem(missing) {
+        return Error::new(Kind::Damaged, problem.to_owned())
+            .hint("Look for a good copy: an earlier version in the bucket, or pg_wal of a server that has it.");
+    }
     Error::new(
         Kind::Hole,
         format!(

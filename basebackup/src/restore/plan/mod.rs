@@ -13,7 +13,7 @@ use walkeep_common::repository::backup::Backup;
 use walkeep_common::wal::history::{Ancestor, TimelineHistory};
 use walkeep_common::wal::segment::{SegmentName, SegmentSize, Timeline, segment_before, segment_of};
 use walkeep_common::wal_archive::WalArchive;
-use walkeep_common::wal_archive::inventory::{Inventory, Reach};
+use walkeep_common::wal_archive::inventory::{Beyond, Inventory, Reach};
 
 use self::choice::{Chosen, RuledOut, Unfit, choose, named, named_target};
 use self::commits::{ArchivedWal, MOST_SEGMENTS, TransactionEnd, Verdict};
@@ -128,12 +128,17 @@ pub async fn plan(archive: &WalArchive, catalog: &Catalog, choice: &BackupChoice
     let settled = settle(&request, &chosen, verdict, &inventory)?;
     let first = segment_of(chosen.backup.start_lsn, size);
     let replayed = first..chosen.reach.end.min(settled.last_number + 1);
-    let written = ArchivedWal { archive, history: &chosen.history, size, segments: replayed }.last_written().await?;
+    let written = ArchivedWal { archive, history: &chosen.history, size, segments: replayed }.last_written().await;
+    let (written, damaged) = match written {
+        Err(error) if error.kind() == Kind::Damaged => (None, Some(error.to_string())),
+        written => (written?, None),
+    };
     let name = |number| chosen.history.segment_name(number, size);
     let mut warnings = chosen.warnings;
     warnings.extend(settled.warnings);
     warnings.extend(unusable(catalog));
     warnings.extend(bad_pages(chosen.backup));
+    warnings.extend(damaged);
     Ok(Plan {
         backup: chosen.backup.clone(),
         backup_reason: chosen.reason,
@@ -177,7 +182,7 @@ fn settle(request: &Request, chosen: &Chosen<'_>, verdict: Option<Verdict>, inve
     // Segments kept with the backup are read from pg_wal, where no hole can be.
     let last_number = stop_number.max(reach.end.saturating_sub(1));
     let last_before = reach.end.checked_sub(1).map(|last| history.segment_name(last, size));
-    let before_hole = last_before.filter(|_| reach.hole && request.role == Role::Primary);
+    let before_hole = last_before.filter(|_| reach.is_broken() && request.role == Role::Primary);
     let (timeline, timeline_reason) = recovery_timeline(request, history);
     let mut settled = Settled {
         target: request.target.clone(),
@@ -224,18 +229,15 @@ fn settle(request: &Request, chosen: &Chosen<'_>, verdict: Option<Verdict>, inve
         }
         (Target::Xid(_) | Target::Name(_), _) => {
             settled.end = RecoveryEnd::IfFound;
-            if reach.hole {
-                settled.warnings.push(format!(
-                    "\"{}\" is missing in the archive although later WAL is there: {} is only found if it comes before",
-                    reach.missing,
-                    named_target(request)
-                ));
+            if reach.is_broken() {
+                let target = named_target(request);
+                settled.warnings.push(format!("{}: {target} is only found if it comes before", broken(reach)));
             }
             Ok(settled)
         }
         (Target::End, _) if request.role != Role::Primary => settle_standby(request, reach, settled),
-        _ if reach.hole && request.until_hole => Ok(until_hole(settled)),
-        (_, verdict) if reach.hole => Err(refuse_hole(request, reach, verdict)),
+        _ if reach.is_broken() && request.until_hole => Ok(until_hole(settled)),
+        (_, verdict) if reach.is_broken() => Err(refuse_hole(request, reach, verdict)),
         (_, Some(Verdict::AfterLast(_) | Verdict::BehindLast(_) | Verdict::NothingEnded)) | (Target::Lsn(_), None) => {
             Err(refuse_beyond(request, chosen, verdict, size))
         }
@@ -305,17 +307,27 @@ fn abandoned(lsn: Lsn, history: &TimelineHistory, inventory: &Inventory) -> Vec<
 /// A standby can get from its primary what the archive lacks, if it has one.
 fn settle_standby(request: &Request, reach: &Reach, mut settled: Settled) -> Result<Settled> {
     settled.end = RecoveryEnd::Never;
-    if !reach.hole {
-        return Ok(settled);
-    }
-    if !matches!(&request.role, Role::Standby { primary_conninfo: Some(_), .. }) {
-        return Err(refuse_hole(request, reach, None));
-    }
-    settled.warnings.push(format!(
-        "\"{}\" is missing in the archive although later WAL is there: the standby must get it from its primary",
-        reach.missing
-    ));
+    let source = match (&request.role, reach.beyond) {
+        (_, Beyond::Nothing) => return Ok(settled),
+        (Role::Standby { primary_conninfo: Some(_), .. }, _) => "the standby must get it from its primary",
+        (_, Beyond::Fork(_)) => "the standby waits for it",
+        (_, Beyond::Wal) => return Err(refuse_hole(request, reach, None)),
+    };
+    settled.warnings.push(format!("{}: {source}", broken(reach)));
     Ok(settled)
+}
+
+/// Why recovery cannot go on.
+fn broken(reach: &Reach) -> String {
+    match reach.beyond {
+        Beyond::Fork(_) => {
+            format!(
+                "timeline {} begins inside \"{}\", which is not archived yet",
+                reach.missing.timeline, reach.missing
+            )
+        }
+        _ => format!("\"{}\" is missing in the archive although later WAL is there", reach.missing),
+    }
 }
 
 fn refuse_hole(request: &Request, reach: &Reach, verdict: Option<Verdict>) -> Error {
@@ -325,19 +337,21 @@ fn refuse_hole(request: &Request, reach: &Reach, verdict: Option<Verdict>) -> Er
         }
         _ => String::new(),
     };
-    let way_out = match request.role {
-        Role::Primary => "To recover up to the hole: --until-hole.",
-        Role::Standby { .. } => "A primary that still has it can be named with --primary-conninfo.",
-    };
-    Error::new(
-        Kind::Hole,
-        format!(
-            "cannot recover to {}: \"{}\" is missing in the archive although later WAL is there{last}",
-            named_target(request),
-            reach.missing
+    let way_out = match (reach.beyond, &request.role) {
+        (Beyond::Fork(left), _) => format!(
+            "Run on the promoted server: SELECT pg_switch_wal(). Or recover along the timeline it left: \
+             --target-timeline={}.",
+            left.timeline
         ),
-    )
-    .hint(format!("It may still be in pg_wal of the server that wrote it. {way_out}"))
+        (_, Role::Primary) => "It may still be in pg_wal of the server that wrote it. To recover up to the hole: \
+             --until-hole."
+            .to_owned(),
+        (_, Role::Standby { .. }) => "It may still be in pg_wal of the server that wrote it. A primary that still has \
+             it can be named with --primary-conninfo."
+            .to_owned(),
+    };
+    let target = named_target(request);
+    Error::new(Kind::Hole, format!("cannot recover to {target}: {}{last}", broken(reach))).hint(way_out)
 }
 
 fn recovery_timeline(request: &Request, history: &TimelineHistory) -> (RecoveryTimeline, String) {

@@ -353,3 +353,27 @@ fn an_end_that_may_not_be_the_first_is_called_the_latest() {
         assert_eq!(settled(&asked, &[backup(1, 3)], &inventory, Some(verdict)).unwrap().end, expected);
     }
 }
+
+#[test]
+fn a_timeline_that_has_just_begun_is_waited_for_and_no_hole() {
+    let inventory = inventory(&[(1, 2..=5)], &[(2, FORK)]);
+    let backups = [backup(1, 3)];
+    let error = settled(&request(Target::End), &backups, &inventory, None).unwrap_err();
+    assert!(error.to_string().contains("timeline 2 begins inside \"000000020000000000000006\""), "{error}");
+    let hint = error.hint_text().unwrap();
+    assert!(hint.contains("pg_switch_wal()") && hint.contains("--target-timeline=1"), "{hint}");
+    let window = &crate::list::windows(&backups, &inventory)[1];
+    assert_eq!((&window.hole, window.awaited.as_deref()), (&None, Some("000000020000000000000006")));
+    let role = Role::Standby { primary_conninfo: None, slot: None };
+    let standby = Request { role, ..request(Target::End) };
+    assert_eq!(settled(&standby, &backups, &inventory, None).unwrap().warnings.len(), 1);
+}
+
+#[test]
+fn a_damaged_history_fails_only_who_needs_it() {
+    let inventory = inventory(&[(1, 2..=6), (2, 6..=7), (3, 7..=9)], &[(3, "1\t0/6000028\tx\n2\t0/7000028\ty\n")]);
+    let inventory = inventory.with_damaged_history(Timeline(2), "\"00000002.history\" is damaged".to_owned());
+    assert_eq!(chosen_id(&request(Target::End), &[backup(3, 8)], &inventory).unwrap(), "08");
+    let error = chosen_id(&request(Target::End), &[backup(1, 3)], &inventory).unwrap_err();
+    assert_eq!((error.kind(), error.to_string().contains("00000002.history")), (Kind::Damaged, true));
+}
