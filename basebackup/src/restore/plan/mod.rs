@@ -19,7 +19,7 @@ use self::choice::{Chosen, choose, named, named_target};
 use self::commits::{ArchivedWal, MOST_SEGMENTS, TransactionEnd, Verdict};
 use super::args::BackupChoice;
 use super::target::{Request, Role, Target, TimelineChoice};
-use super::time::to_postgres;
+use super::time::{Moment, to_postgres};
 use crate::catalog::Catalog;
 use crate::list::segment_size;
 
@@ -209,7 +209,26 @@ fn settle(request: &Request, chosen: &Chosen<'_>, verdict: Option<Verdict>, inve
         (Target::End, _) if request.role != Role::Primary => settle_standby(request, reach, settled),
         _ if reach.hole && request.until_hole => Ok(until_hole(settled)),
         (_, verdict) if reach.hole => Err(refuse_hole(request, reach, verdict)),
-        (Target::Time(moment), Some(Verdict::AfterLast(last))) => Err(Error::new(
+        (Target::Time(moment), verdict) => settle_late_time(moment, verdict, backup, settled),
+        (Target::Lsn(lsn), _) => Err(Error::new(
+            Kind::NotFound,
+            format!("the target {lsn} is not archived: the archived WAL ends at {}", reach.end_lsn(size)),
+        )
+        .hint("WAL that was not archived may still be in pg_wal of the server that wrote it.")),
+        _ => Ok(settled),
+    }
+}
+
+/// No transaction was found that ended behind the target time, which only then is known to be reached.
+fn settle_late_time(
+    moment: &Moment,
+    verdict: Option<Verdict>,
+    backup: &Backup,
+    mut settled: Settled,
+) -> Result<Settled> {
+    let everything = "To recover everything that is archived: no target.";
+    match verdict {
+        Some(Verdict::AfterLast(last)) => Err(Error::new(
             Kind::NotFound,
             format!(
                 "the target {} lies after the last archived end of a transaction, at {}",
@@ -217,15 +236,12 @@ fn settle(request: &Request, chosen: &Chosen<'_>, verdict: Option<Verdict>, inve
                 to_postgres(last.time)
             ),
         )
-        .hint(format!(
-            "{}To recover everything that is archived: no target.",
-            if last.lsn < backup.stop_lsn {
-                String::new()
-            } else {
-                format!("To recover up to and with that transaction: --target-lsn={}. ", last.lsn)
-            }
-        ))),
-        (Target::Time(moment), Some(Verdict::NothingEnded)) => Err(Error::new(
+        .hint(if last.lsn < backup.stop_lsn {
+            everything.to_owned()
+        } else {
+            format!("To recover up to and with that transaction: --target-lsn={}. {everything}", last.lsn)
+        })),
+        Some(Verdict::NothingEnded) => Err(Error::new(
             Kind::NotFound,
             format!(
                 "no transaction is archived that ended after the target {}, nor any other since base backup {}",
@@ -233,8 +249,8 @@ fn settle(request: &Request, chosen: &Chosen<'_>, verdict: Option<Verdict>, inve
                 backup.id
             ),
         )
-        .hint("To recover everything that is archived: no target.")),
-        (Target::Time(_), _) => {
+        .hint(everything)),
+        _ => {
             settled.end = RecoveryEnd::IfFound;
             settled.warnings.push(format!(
                 "no end of a transaction was found in the last {MOST_SEGMENTS} archived segments: whether the target \
@@ -242,12 +258,6 @@ fn settle(request: &Request, chosen: &Chosen<'_>, verdict: Option<Verdict>, inve
             ));
             Ok(settled)
         }
-        (Target::Lsn(lsn), _) => Err(Error::new(
-            Kind::NotFound,
-            format!("the target {lsn} is not archived: the archived WAL ends at {}", reach.end_lsn(size)),
-        )
-        .hint("WAL that was not archived may still be in pg_wal of the server that wrote it.")),
-        _ => Ok(settled),
     }
 }
 
