@@ -52,7 +52,11 @@ impl Source {
             .and_then(|name| name.to_str())
             .ok_or_else(|| Error::new(Kind::Invalid, format!("\"{}\" does not name a file", path.display())))?
             .parse()
-            .map_err(|error| Error::new(Kind::Invalid, "will not archive this file").caused_by(error))?;
+            .map_err(|error| {
+                Error::new(Kind::Invalid, "will not archive this file")
+                    .caused_by(error)
+                    .hint("PostgreSQL passes the file's path in place of %p: archive_command = 'archive-push %p'.")
+            })?;
         let file = File::open(path).map_err(|error| unreadable("open WAL file", path, error))?;
         Self::of_file(file, path, name)
     }
@@ -238,5 +242,7 @@ fn unreadable(action: &str, path: &Path, error: std::io::Error) -> Error {
         }
         _ => Kind::Unavailable,
     };
-    Error::io(action, path, error).with_kind(kind)
+    let closed = error.kind() == ErrorKind::PermissionDenied;
+    let error = Error::io(action, path, error).with_kind(kind);
+    if closed { error.hint("Everything in pg_wal must belong to the user that PostgreSQL runs as.") } else { error }
 }

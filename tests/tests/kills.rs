@@ -153,7 +153,7 @@ fn expect_restorable(repository: &Repository, words: &[&str]) {
 
 #[test]
 fn a_killed_backup_into_a_directory_is_none_and_the_next_one_is_taken() {
-    kill_takes(&Repository::directory(), 30);
+    kill_takes(&Repository::directory(), 20);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 mod archive_get;
 mod archive_push;
 mod backfill;
+mod bad_input;
 mod format_recipe;
 mod golden;
 mod harness;

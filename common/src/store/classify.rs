@@ -49,6 +49,11 @@ pub(super) fn is_missing_object(error: &StoreError) -> bool {
     matches!(error, StoreError::NotFound { .. }) && !mentions(&text(error), &MISSING_BUCKET_CODES)
 }
 
+/// Whether the store does not let us do this.
+pub(super) fn is_refusal(error: &StoreError) -> bool {
+    matches!(error, StoreError::PermissionDenied { .. } | StoreError::Unauthenticated { .. })
+}
+
 /// Whether the store does not know conditional puts.
 pub(super) fn is_not_implemented(error: &StoreError) -> bool {
     matches!(error, StoreError::NotImplemented { .. }) || status(&text(error)) == Some(501)
@@ -134,7 +139,7 @@ fn classify(location: &Location, error: &StoreError, text: &str) -> Failure {
     }
 }
 
-/// The credentials are wrong or not allowed to do this; the answer to a HEAD has no body that would say which.
+/// The credentials are wrong or not allowed to do this; not every store says which.
 fn forbidden(location: &Location, text: &str) -> Failure {
     let rights = rights_hint(location);
     let known = mentions(text, &RIGHTS_CODES);

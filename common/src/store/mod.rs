@@ -181,7 +181,13 @@ impl Store {
     }
 
     async fn look(&self, key: &Path) -> Result<Option<Listed>> {
-        let found = classify::limited(ANSWER_TIME, self.objects.head(key)).await;
+        let found = match classify::limited(ANSWER_TIME, self.objects.head(key)).await {
+            // The reason is in the body, which the answer to a HEAD does not have.
+            Err(error) if classify::is_refusal(&error) => {
+                classify::limited(ANSWER_TIME, self.objects.get(key)).await.map(|answer| answer.meta)
+            }
+            found => found,
+        };
         self.found(key, found.map(listed))
     }
 
