@@ -9,6 +9,7 @@ use walkeep_common::store::Listed;
 
 use super::*;
 use crate::restore::target::Bound;
+use crate::restore::time::Moment;
 
 const FORK: &str = "1\t0/6000028\tx\n";
 
