@@ -40,8 +40,14 @@ pub fn windows(backups: &[Backup], inventory: &Inventory) -> Vec<Window> {
             backups.iter().filter(|backup| history.passes_through(backup.end_timeline(), backup.stop_lsn)).collect();
         usable.sort_by_key(|backup| backup.stop_lsn);
         for backup in usable {
-            let reach = inventory.reach(&history, segment_of(backup.start_lsn, size));
-            let to_lsn = reach.end_lsn(size);
+            let mut reach = inventory.reach(&history, segment_of(backup.start_lsn, size));
+            let mut to_lsn = reach.end_lsn(size);
+            if backup.kept_wal.contains(&reach.missing.to_string()) {
+                // The backup brings its last segment itself; what is archived behind it goes on from there.
+                let kept = reach.end;
+                reach = inventory.reach(&history, kept + 1);
+                to_lsn = if reach.end == kept + 1 { backup.stop_lsn } else { reach.end_lsn(size) };
+            }
             // A backup whose own WAL is not all there reaches nothing.
             let Some(last) = reach.end.checked_sub(1).filter(|_| to_lsn >= backup.stop_lsn) else { continue };
             let same = |window: &Window| window.timeline == timeline && window.to_lsn == to_lsn;
