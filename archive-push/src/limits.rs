@@ -9,7 +9,7 @@ use walkeep_common::postgres::postmaster::PostmasterPid;
 
 /// Waiting any longer than this for a store that does not answer would delay a shutdown or pile up on an outage.
 const IMPATIENT: Duration = Duration::from_secs(3);
-/// What an upload gets while the server stops, once the store has answered.
+/// What an upload gets besides while the server stops.
 const LAST_UPLOAD: Duration = Duration::from_secs(10);
 /// How long a store counts as failing.
 pub(crate) const OUTAGE_MEMORY: Duration = Duration::from_secs(60);
@@ -67,7 +67,9 @@ impl Limits {
     pub(crate) fn exceeded_by_worker(&mut self, store_answers: bool, trouble: Option<&str>) -> Option<Error> {
         let silent = || self.first_answer().filter(|first| !store_answers && self.begun.elapsed() >= *first);
         let error = match silent() {
-            Some(first) => no_answer_within(first),
+            Some(first) => {
+                Error::new(Kind::Unavailable, format!("the repository did not answer within {} s", first.as_secs()))
+            }
             None => self.exceeded()?,
         };
         Some(match trouble {
@@ -75,11 +77,6 @@ impl Limits {
             None => error,
         })
     }
-}
-
-/// The store gave no sign of life.
-pub(crate) fn no_answer_within(limit: Duration) -> Error {
-    Error::new(Kind::Unavailable, format!("the repository did not answer within {} s", limit.as_secs()))
 }
 
 /// Whether the server whose data directory is the working directory is shutting down.

@@ -15,6 +15,7 @@ mod store;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use walkeep_common::cli::bounded::caught;
 use walkeep_common::cli::memory::ExitWhenExhausted;
 use walkeep_common::cli::{self, LogFormat, Reporter, Severity};
 use walkeep_common::error::Result;
@@ -29,7 +30,8 @@ static ALLOCATOR: ExitWhenExhausted = ExitWhenExhausted::new(exit::TEMPORARY as 
 fn main() -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
-        Err(problem) if !problem.use_stderr() => {
+        // Left over in a configuration file, --help must not count as success.
+        Err(problem) if !problem.use_stderr() && std::env::args_os().len() == 2 => {
             let _ = problem.print();
             return ExitCode::from(exit::DONE);
         }
@@ -42,11 +44,13 @@ fn main() -> ExitCode {
     if let Some(socket) = &args.push_ahead {
         ALLOCATOR.set_code(exit::DONE.into());
         cli::restrict_new_files();
+        ahead::keep_warnings();
+        let _ = Reporter::install(PROGRAM, args.common.log_format);
         ahead::worker::run(&args, socket);
         return ExitCode::from(exit::DONE);
     }
     let reporter = Reporter::install(PROGRAM, args.common.log_format);
-    match run(&args) {
+    match caught(|| run(&args)) {
         Ok(()) => ExitCode::from(exit::DONE),
         Err(error) => {
             reporter.error(Severity::Error, &error);

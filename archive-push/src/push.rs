@@ -11,7 +11,7 @@ use walkeep_common::retry::Patience;
 use walkeep_common::wal_archive::WalArchive;
 
 use crate::ahead::Ahead;
-use crate::limits::{Limits, OUTAGE_MEMORY, no_answer_within};
+use crate::limits::{Limits, OUTAGE_MEMORY};
 use crate::source::Source;
 use crate::store;
 
@@ -31,7 +31,7 @@ pub(crate) fn push(path: &Path, config: &Config) -> Result<()> {
     let store_failed = memory.age(OUTAGE_FACT, &url).is_some_and(|age| age < OUTAGE_MEMORY);
     let mut limits = Limits::new(config.timeout, store_failed);
     // Everything that needs no store comes first: a wrong file is refused whatever the store does.
-    let source = Source::open(path)?;
+    let source = Source::open(path).map_err(with_way_out)?;
 
     let ahead = Ahead::find(path, source.name, config);
     let answer = ahead.as_ref().and_then(|ahead| ahead.ask(&source, &mut limits));
@@ -86,9 +86,8 @@ fn archive(
         .map_err(|error| Error::new(Kind::Unavailable, "could not start the runtime").caused_by(error))?;
     let result = runtime.block_on(async {
         if let Some(limit) = first_answer {
-            let hasty = archive.with_patience(Patience::Until(Instant::now()));
-            let alive = tokio::time::timeout(limit, hasty.identity()).await;
-            let _ = alive.unwrap_or_else(|_| Err(no_answer_within(limit)))?;
+            let hasty = archive.with_patience(Patience::Until(Instant::now() + limit));
+            let _ = hasty.identity().await?;
         }
         let level = config.compression_level.level();
         let encoded = source.encode(level)?;
@@ -98,4 +97,15 @@ fn archive(
     // A request that hangs must not keep the process.
     runtime.shutdown_background();
     result.map(drop)
+}
+
+/// PostgreSQL offers a file again and again, and archives no other before it.
+fn with_way_out(error: Error) -> Error {
+    if error.kind() != Kind::Invalid || error.hint_text().is_some() {
+        return error;
+    }
+    error.hint(
+        "No later file is archived before this one. A sound copy may be in pg_wal of a standby. If there is none, move \
+         the file away together with its .ready file, and take a base backup: nothing can be recovered across it.",
+    )
 }

@@ -50,7 +50,7 @@ async fn complete_the_past(
             backfill::backfill(archive, source.directory(), &history, size, level).await
         }
         WalFileName::Segment(segment) if segment.timeline > Timeline(1) => {
-            let subject = format!("{}/{}", archive.store().location(), archive.layout().folder());
+            let subject = format!("{} {}", archive.store().place(), archive.layout().folder());
             let fact = format!("{HISTORY_FACT}-{}", segment.timeline);
             if memory.age(&fact, &subject).is_some_and(|age| age < HISTORY_MEMORY) {
                 return Ok(());

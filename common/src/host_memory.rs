@@ -39,6 +39,16 @@ impl HostMemory {
         Self { problem: Some(problem), ..Self::default() }
     }
 
+    /// No memory: for what only reads, which leaves nothing behind on the host.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Whether there is anything to remember with.
+    pub fn is_usable(&self) -> bool {
+        self.directory.is_some()
+    }
+
     /// Why nothing can be remembered, if so.
     pub fn problem(&self) -> Option<&str> {
         self.problem.as_deref()

@@ -15,6 +15,7 @@ use walkeep_tests::run::Run;
 use walkeep_tests::scratch::Scratch;
 use walkeep_tests::user;
 use walkeep_tests::wait::{SOON, until};
+use walkeep_tests::worker::{self, is_gone, processes, status};
 
 use crate::samples::{DataDirectory, ours, unpacked};
 
@@ -93,40 +94,12 @@ impl Archiving {
     }
 
     fn workers(&self) -> Vec<i32> {
-        workers(self.cluster.data())
+        worker::of(self.cluster.data())
     }
 
     fn wait_for_worker(&self) -> i32 {
         until("a worker pushes ahead", SOON, || self.workers().first().copied())
     }
-}
-
-/// The processes that push ahead for a data directory.
-fn workers(data: &Path) -> Vec<i32> {
-    let data = std::fs::canonicalize(data).unwrap();
-    processes()
-        .filter(|process| {
-            let line = std::fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
-            let mut words = line.split(|&byte| byte == 0);
-            words.any(|word| word == b"--push-ahead") && words.any(|word| word == data.as_os_str().as_encoded_bytes())
-        })
-        .collect()
-}
-
-fn processes() -> impl Iterator<Item = i32> {
-    let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-}
-
-/// Fields of `/proc/PID/stat` behind the name: state, parent, group, session, …
-fn status(process: i32) -> Option<(String, Vec<String>)> {
-    let text = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    let (name, rest) = text.split_once('(')?.1.rsplit_once(')')?;
-    Some((name.to_owned(), rest.split_whitespace().map(str::to_owned).collect()))
-}
-
-fn is_gone(process: i32) -> bool {
-    status(process).is_none_or(|(_, fields)| fields[0] == "Z")
 }
 
 fn send(process: i32, signal: Signal) {
@@ -281,6 +254,28 @@ fn five_hundred_pushes_leave_nothing_behind() {
     assert_eq!(strange, Vec::<String>::new());
     assert_eq!(server.failures(), "0");
     server.expect_all_kept(&repository, &names);
+}
+
+#[test]
+fn a_pg_wal_on_another_disk_is_pushed_ahead_as_well() {
+    let repository = Repository::directory();
+    let elsewhere = Scratch::new("wal");
+    let wal = elsewhere.create_private("wal");
+    let options = Cluster::options().initdb_option(&format!("--waldir={}", wal.display()));
+    let server = Archiving::start_with(&repository, "", options);
+    let names = server.fill(10);
+    server.open();
+    server.wait_until_archived(&names);
+    server.wait_for_worker();
+    // A base backup leaves a file that does not say by itself which cluster it belongs to.
+    let backup = Run::new(program("pg_basebackup")).args(server.cluster.connection());
+    let backup = backup.arg("-D").arg(server.kept.path().join("copy")).args(["-X", "none", "-c", "fast", "--no-sync"]);
+    backup.finish().expect_code(0);
+    let more = server.fill(10);
+    server.wait_until_archived(&more);
+    server.expect_all_kept(&repository, &[names, more].concat());
+    assert!(repository.objects().iter().any(|key| key.ends_with(".backup.zst")));
+    assert_eq!(server.failures(), "0", "{}", server.cluster.log());
 }
 
 #[test]

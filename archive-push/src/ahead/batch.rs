@@ -4,10 +4,11 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use walkeep_common::cli::bounded::caught;
 use walkeep_common::config::Config;
 use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::host_memory::HostMemory;
@@ -24,6 +25,9 @@ const ROUNDS: usize = 4;
 /// How long the others may take after the file that was asked for: it is PostgreSQL that waits.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// How pushing one file ended.
+type Ended = (WalFileName, Result<()>);
+
 /// Pushes `source`, and with it some of the files that wait behind it. Whatever happens to those is not this call's to
 /// tell.
 ///
@@ -37,64 +41,91 @@ pub(crate) fn push(
     memory: &HostMemory,
     deadline: Instant,
 ) -> Result<()> {
-    let pusher = Arc::new(Pusher::new(config, source.system_identifier, memory.clone())?);
-    let subject = data.path().to_string_lossy().into_owned();
-    let last = memory.recall(BATCH_FACT, &subject).unwrap_or_default();
+    let pusher = Pusher::new(config, source.system_identifier, memory.clone())?;
     let asked = source.name;
+    let subject = data.path().to_string_lossy();
+    let last = memory.recall(BATCH_FACT, &subject).unwrap_or_default();
     if last.lines().any(|line| line == asked.to_string()) && pusher.holds(&source)? {
         return Ok(());
     }
-    let is_history = matches!(asked, WalFileName::History(_));
-    let others = data.waiting().into_iter().filter(|name| *name != asked && !is_history);
-    // A history goes alone, before whatever knows of it.
-    let others = others.take_while(|name| !matches!(name, WalFileName::History(_)));
-    let names: Vec<WalFileName> = others.take(ROUNDS * pusher.threads()).collect();
+    let names = followers(data, asked, ROUNDS * pusher.threads());
     let level = config.compression_level.level_with_backlog(names.len());
+    let batch = Arc::new(Batch { pusher, data: data.clone(), names, next: AtomicUsize::new(0), level });
+    let (stored, result) = wait(&batch.begin(source, path)?, asked, deadline);
+    memory.note(BATCH_FACT, &subject, &stored.join("\n"));
+    result
+}
 
-    let (sender, ended) = channel();
-    let next = Arc::new(AtomicUsize::new(0));
-    let names = Arc::new(names);
-    let first = Arc::clone(&pusher);
-    let asked_sender = sender.clone();
-    let unavailable = |error| Error::new(Kind::Unavailable, "could not start a thread").caused_by(error);
-    let _ = thread::Builder::new()
-        .spawn(move || asked_sender.send((asked, first.push(&path, &source, level))))
-        .map_err(unavailable)?;
-    for _ in 1..pusher.threads() {
-        let (pusher, next, names, sender) =
-            (Arc::clone(&pusher), Arc::clone(&next), Arc::clone(&names), sender.clone());
-        let data = data.clone();
-        let _ = thread::Builder::new()
-            .spawn(move || {
-                while let Some(&name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let path = data.wal(name);
-                    let pushed = Source::open(&path).and_then(|source| pusher.push(&path, &source, level));
-                    let failed = pushed.is_err();
-                    let _ = sender.send((name, pushed));
-                    if failed {
-                        // Nothing is begun beyond a failure.
-                        next.store(names.len(), Ordering::Relaxed);
-                    }
-                }
-            })
-            .map_err(unavailable)?;
+/// What waits behind a file. A history goes alone, before whatever knows of it.
+fn followers(data: &DataDirectory, asked: WalFileName, most: usize) -> Vec<WalFileName> {
+    let is_history = |name: &WalFileName| matches!(name, WalFileName::History(_));
+    if is_history(&asked) {
+        return Vec::new();
     }
-    drop(sender);
+    let others = data.waiting().into_iter().filter(|name| *name != asked);
+    others.take_while(|name| !is_history(name)).take(most).collect()
+}
+
+/// Waits for the file that was asked for, and a little longer for the others. Returns the names of what was stored.
+fn wait(ended: &Receiver<Ended>, asked: WalFileName, deadline: Instant) -> (Vec<String>, Result<()>) {
     let mut stored = Vec::new();
-    let mut asked_ended = false;
     let mut until = deadline;
-    loop {
-        match ended.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            Ok((name, Ok(()))) => stored.push(name.to_string()),
-            Ok((name, Err(error))) if name == asked => return Err(error),
-            Ok((_, Err(_))) => {}
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
+    let mut result = Err(Error::new(Kind::Unavailable, "the upload did not end in time"));
+    while let Ok((name, pushed)) = ended.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        if pushed.is_ok() {
+            stored.push(name.to_string());
         }
-        if !asked_ended && stored.contains(&asked.to_string()) {
-            asked_ended = true;
+        if name == asked {
+            if pushed.is_err() {
+                return (stored, pushed);
+            }
+            result = pushed;
             until = until.min(Instant::now() + GRACE);
         }
     }
-    memory.note(BATCH_FACT, &subject, &stored.join("\n"));
-    if asked_ended { Ok(()) } else { Err(Error::new(Kind::Unavailable, "the upload did not end in time")) }
+    (stored, result)
+}
+
+/// The files that are pushed along with the one that was asked for.
+struct Batch {
+    pusher: Pusher,
+    data: DataDirectory,
+    names: Vec<WalFileName>,
+    next: AtomicUsize,
+    level: i32,
+}
+
+impl Batch {
+    /// Starts to push `source`, on a thread of its own, and the others.
+    fn begin(self: Arc<Self>, source: Source, path: PathBuf) -> Result<Receiver<Ended>> {
+        let unavailable = |error| Error::new(Kind::Unavailable, "could not start a thread").caused_by(error);
+        let (sender, ended) = channel();
+        let (batch, first) = (Arc::clone(&self), sender.clone());
+        let push_first = move || {
+            let pushed = caught(|| batch.pusher.push(&path, &source, batch.level));
+            // Nobody is left to tell if the call has given up.
+            let _ = first.send((source.name, pushed));
+        };
+        let _ = thread::Builder::new().spawn(push_first).map_err(unavailable)?;
+        for _ in 1..self.pusher.threads().min(self.names.len() + 1) {
+            let (batch, sender) = (Arc::clone(&self), sender.clone());
+            if thread::Builder::new().spawn(move || batch.push_others(&sender)).is_err() {
+                break;
+            }
+        }
+        Ok(ended)
+    }
+
+    /// Pushes one after the other, and begins nothing beyond a failure.
+    fn push_others(&self, ended: &Sender<Ended>) {
+        while let Some(&name) = self.names.get(self.next.fetch_add(1, Ordering::Relaxed)) {
+            let path = self.data.wal(name);
+            let push = || Source::open(&path).and_then(|source| self.pusher.push(&path, &source, self.level));
+            let pushed = caught(push);
+            if pushed.is_err() {
+                self.next.store(self.names.len(), Ordering::Relaxed);
+            }
+            let _ = ended.send((name, pushed));
+        }
+    }
 }

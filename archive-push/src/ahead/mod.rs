@@ -41,6 +41,7 @@ use walkeep_common::wal::name::WalFileName;
 use self::data_directory::DataDirectory;
 use self::place::Place;
 use self::protocol::Request;
+pub(crate) use self::warnings::keep as keep_warnings;
 use crate::limits::Limits;
 use crate::source::Source;
 

@@ -7,14 +7,13 @@ use std::fs;
 use std::io::{self, BufReader};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use walkeep_common::cli::Reporter;
+use walkeep_common::cli::bounded::caught;
 use walkeep_common::config::{CompressionLevel, Config};
 use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::host_memory::HostMemory;
@@ -46,7 +45,6 @@ const MOST_CALLS: usize = 32;
 
 /// Is the worker, until it is not needed any more.
 pub(crate) fn run(args: &Args, socket: &Path) {
-    warnings::keep();
     let Ok(listener) = detach() else { return };
     let own = fs::symlink_metadata(socket).map(|metadata| (metadata.dev(), metadata.ino())).ok();
     let file = args.common.config.as_deref();
@@ -118,9 +116,14 @@ impl Worker {
             leaving: AtomicBool::new(false),
             calls: AtomicUsize::new(0),
         });
-        for _ in 0..office.pusher.threads() {
+        for number in 0..office.pusher.threads() {
             let office = Arc::clone(&office);
-            let _ = thread::Builder::new().spawn(move || office.push_for_ever()).map_err(failed)?;
+            match thread::Builder::new().spawn(move || office.push_for_ever()) {
+                // With fewer it takes longer.
+                Err(error) if number == 0 => return Err(failed(error)),
+                Err(_) => break,
+                Ok(_) => {}
+            }
         }
         let answering = Arc::clone(&office);
         let _ = thread::Builder::new().spawn(move || answering.answer_for_ever(&listener)).map_err(failed)?;
@@ -151,9 +154,8 @@ impl Office {
         loop {
             let job = self.desk.next();
             // What panics must not leave a call waiting.
-            let (outcome, warnings) = warnings::kept_during(|| catch_unwind(AssertUnwindSafe(|| self.push(job))));
-            let panic = || Err(Error::new(Kind::Internal, Reporter::panic_message()));
-            let outcome = match outcome.unwrap_or_else(|_| panic()) {
+            let (pushed, warnings) = warnings::kept_during(|| caught(|| self.push(job)));
+            let outcome = match pushed {
                 Ok(Some(source)) => Outcome::Stored(source.before, warnings),
                 Ok(None) => Outcome::Gone,
                 Err(error) => Outcome::Failed(Failure::new(&error, warnings)),
