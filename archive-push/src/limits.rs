@@ -11,6 +11,8 @@ use walkeep_common::postgres::postmaster::PostmasterPid;
 const IMPATIENT: Duration = Duration::from_secs(3);
 /// What an upload gets besides while the server stops.
 const LAST_UPLOAD: Duration = Duration::from_secs(10);
+/// What is left of a call after its last attempt.
+const MARGIN: Duration = Duration::from_millis(500);
 /// How long a store counts as failing.
 pub(crate) const OUTAGE_MEMORY: Duration = Duration::from_secs(60);
 
@@ -30,9 +32,9 @@ impl Limits {
         Self { begun: Instant::now(), timeout, stopping_since: None, is_impatient }
     }
 
-    /// When the call ends at the latest.
+    /// When its attempts end: a moment before the call does, so that the reason can still be told.
     pub(crate) fn deadline(&self) -> Instant {
-        self.begun + self.timeout
+        self.begun + self.timeout.saturating_sub(MARGIN)
     }
 
     /// How long to wait for a first sign of the store's life; nothing where there is no reason to be impatient.
@@ -40,9 +42,9 @@ impl Limits {
         self.is_impatient.then(|| IMPATIENT.min(self.timeout))
     }
 
-    /// Whether the call has had all the time it was given.
+    /// Whether its attempts have had all the time they were given.
     pub(crate) fn is_used_up(&self) -> bool {
-        self.begun.elapsed() >= self.timeout
+        Instant::now() >= self.deadline()
     }
 
     /// Why not to wait any longer.
@@ -57,7 +59,7 @@ impl Limits {
                     .hint("The WAL file stays in pg_wal and is archived after the next start."),
             );
         }
-        self.is_used_up().then(|| {
+        (self.begun.elapsed() >= self.timeout).then(|| {
             Error::new(Kind::Unavailable, format!("gave up after {} s without an answer", self.timeout.as_secs()))
                 .hint("PostgreSQL tries again; on a slow link, raise \"timeout\".")
         })

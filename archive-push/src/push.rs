@@ -61,8 +61,7 @@ fn push_alone(
 ) -> Result<()> {
     let (path, config, memory): (PathBuf, _, _) = (path.to_owned(), config.clone(), memory.clone());
     let first_answer = limits.first_answer();
-    // The attempts end a moment before the call does, so that the reason can still be told.
-    let deadline = limits.deadline().checked_sub(Duration::from_millis(500)).unwrap_or(limits.deadline());
+    let deadline = limits.deadline();
     let batch = ahead.filter(|_| first_answer.is_none()).and_then(Ahead::batch);
     let work = move || match batch {
         Some(data) => crate::ahead::batch::push(&data, source, path, &config, &memory, deadline),
