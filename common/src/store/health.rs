@@ -14,6 +14,7 @@ struct Seen {
     success: Option<Instant>,
     trouble: Option<(Instant, String)>,
     throttled: u64,
+    resume: Option<Instant>,
 }
 
 impl Health {
@@ -33,6 +34,16 @@ impl Health {
     /// How many answers so far asked for fewer requests.
     pub fn throttled(&self) -> u64 {
         self.seen(|seen| seen.throttled)
+    }
+
+    /// How long the store still wants to be left alone.
+    pub(super) fn pause(&self) -> Option<Duration> {
+        let resume = self.seen(|seen| seen.resume)?;
+        resume.checked_duration_since(Instant::now())
+    }
+
+    pub(super) fn note_pause(&self, pause: Duration) {
+        self.seen(|seen| seen.resume = Instant::now().checked_add(pause).max(seen.resume));
     }
 
     pub(super) fn note_success(&self) {

@@ -8,6 +8,7 @@ mod credentials;
 mod directory;
 mod health;
 mod open;
+mod retry_after;
 mod upload;
 
 use std::ops::Range;
@@ -328,7 +329,10 @@ impl Store {
     fn explain(&self, doing: &str, key: &Path, error: &object_store::Error) -> Error {
         let explained = classify::explain(&self.location, doing, &self.url_of(key), error);
         self.health.note_failure(&explained, classify::is_throttling(error));
-        explained
+        match self.health.pause() {
+            Some(pause) => explained.not_before(pause),
+            None => explained,
+        }
     }
 }
 
