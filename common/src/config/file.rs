@@ -36,7 +36,7 @@ pub(super) struct S3FileSettings {
     pub(super) ca_file: Option<String>,
 }
 
-const KEYS: [&str; 10] = [
+pub(super) const KEYS: [&str; 10] = [
     "repository",
     "cluster",
     "timeout",
@@ -48,7 +48,7 @@ const KEYS: [&str; 10] = [
     "spool_directory",
     "s3",
 ];
-const S3_KEYS: [&str; 4] = ["endpoint", "region", "path_style", "ca_file"];
+pub(super) const S3_KEYS: [&str; 4] = ["endpoint", "region", "path_style", "ca_file"];
 
 impl FileSettings {
     /// Reads the text of the file at `path`.

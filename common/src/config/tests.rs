@@ -87,3 +87,12 @@ fn mistyped_variables_are_noticed() {
     let names = ["WALKEEP_REPOSITORI", "WALKEEP_CLUSTER", "PATH"].map(str::to_owned);
     assert_eq!(unknown_variables(names.into_iter()), ["WALKEEP_REPOSITORI"]);
 }
+
+#[test]
+fn every_key_is_in_the_readme() {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
+    let s3 = file::S3_KEYS.iter().map(|key| format!("s3.{key}"));
+    for key in file::KEYS.iter().filter(|key| **key != "s3").map(ToString::to_string).chain(s3) {
+        assert!(readme.contains(&format!("\n| `{key}` |")), "{key}");
+    }
+}
