@@ -33,6 +33,9 @@ pub(crate) struct Args {
     /// Push ahead what waits in the data directory PATH, for calls at this socket; archive-push starts itself so
     #[arg(long, hide = true, value_name = "SOCKET")]
     pub(crate) push_ahead: Option<PathBuf>,
+    /// The socket's inode
+    #[arg(long, hide = true, value_name = "NUMBER", requires = "push_ahead")]
+    pub(crate) inode: Option<u64>,
     /// The file that was pushed a moment ago
     #[arg(long, hide = true, value_name = "NAME", requires = "push_ahead")]
     pub(crate) pushed: Option<WalFileName>,

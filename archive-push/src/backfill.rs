@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::path::Path;
 
+use rustix::process::{Resource, getrlimit};
 use walkeep_common::error::{Error, IoContext as _, Kind, Result};
 use walkeep_common::repository::layout::WalObject;
 use walkeep_common::wal::history::TimelineHistory;
@@ -24,7 +25,7 @@ use crate::source::{Source, read_header};
 
 /// How often `pg_wal` is gone through while files are being renamed in it.
 const SCANS: u32 = 5;
-/// Files held open at a time.
+/// Files held open at a time, unless the process may have no more than a few times as many.
 const MOST_OPEN: usize = 500;
 
 /// Pushes, oldest first, what the archive lacks of the ancestors of `history` and is still in `pg_wal`: their own
@@ -103,8 +104,10 @@ fn open_segments(
     missing: &BTreeSet<SegmentName>,
 ) -> Result<BTreeMap<SegmentName, Source>> {
     let mut sources = BTreeMap::new();
+    let limit = getrlimit(Resource::Nofile).current.and_then(|limit| usize::try_from(limit).ok());
+    let most = MOST_OPEN.min(limit.unwrap_or(MOST_OPEN) / 4).max(1);
     visit_held_segments(pg_wal, history, size, |segment, path, file| {
-        if missing.contains(&segment) && sources.len() < MOST_OPEN {
+        if missing.contains(&segment) && sources.len() < most {
             let source = Source::of_file(file, path, WalFileName::Segment(segment))?;
             if source.is_written_to_its_end()? {
                 let _ = sources.insert(segment, source);

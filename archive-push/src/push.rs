@@ -10,7 +10,7 @@ use walkeep_common::host_memory::HostMemory;
 use walkeep_common::retry::Patience;
 use walkeep_common::wal_archive::WalArchive;
 
-use crate::ahead::Ahead;
+use crate::ahead::{Ahead, Asked};
 use crate::limits::{Limits, OUTAGE_MEMORY};
 use crate::source::Source;
 use crate::store;
@@ -34,18 +34,19 @@ pub(crate) fn push(path: &Path, config: &Config) -> Result<()> {
     let source = Source::open(path).map_err(with_way_out)?;
 
     let ahead = Ahead::find(path, source.name, config);
-    let answer = ahead.as_ref().and_then(|ahead| ahead.ask(&source, &mut limits));
-    let (result, is_own) = match answer {
-        Some(result) => (result, false),
-        None => (push_alone(path, source, config, &memory, &mut limits, ahead.as_ref()), true),
+    let asked = ahead.as_ref().map_or(Asked::Nobody, |ahead| ahead.ask(&source, &mut limits));
+    let may_start = matches!(asked, Asked::Nobody);
+    let result = match asked {
+        Asked::Told(result) => result,
+        Asked::SentAway | Asked::Nobody => push_alone(path, source, config, &memory, &mut limits, ahead.as_ref()),
     };
     match &result {
         Err(error) if error.kind() == Kind::Unavailable => memory.note(OUTAGE_FACT, &url, ""),
         Ok(()) if store_failed => memory.forget(OUTAGE_FACT, &url),
         _ => {}
     }
-    if let Some(ahead) = ahead.filter(|_| is_own) {
-        ahead.start_if_useful(&result, &limits, &memory);
+    if let Some(ahead) = ahead.filter(|_| may_start) {
+        ahead.start_if_useful(&result, &limits);
     }
     result
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use walkeep_tests::ceph;
 use walkeep_tests::cluster::{Cluster, StopMode, program};
 use walkeep_tests::daemon::{Daemon, Server};
 use walkeep_tests::proxy::{Fault, Rule};
@@ -514,6 +515,63 @@ fn a_store_that_wants_fewer_requests_is_given_time() {
     server.wait_until_archived(&names);
     assert_eq!(server.failures(), "0", "{}", server.cluster.log());
     server.expect_all_kept(&repository, &names);
+}
+
+#[test]
+fn calls_whose_environment_differs_each_time_do_not_each_leave_a_worker() {
+    for (before, most) in [("WAL_FILE=%f", 1), ("AWS_SESSION_TOKEN=%f", 2)] {
+        let repository = Repository::directory();
+        let server = Archiving::start_with(&repository, before, Cluster::options());
+        let names = server.fill(40);
+        server.open();
+        let last = server.cluster.data().join(format!("pg_wal/archive_status/{}.done", names[39]));
+        until("everything is archived", SOON, || {
+            let workers = server.workers().len();
+            assert!(workers <= most, "{workers} workers with {before}");
+            last.exists().then_some(())
+        });
+        assert_eq!(server.failures(), "0", "{}", server.cluster.log());
+        server.expect_all_kept(&repository, &names);
+    }
+}
+
+#[test]
+fn what_only_the_worker_cannot_do_the_call_does() {
+    let repository = Repository::ceph();
+    let owner = &ceph::shared().owner;
+    // The worker has a working directory of its own.
+    let before = "AWS_ACCESS_KEY_ID= AWS_SECRET_ACCESS_KEY= AWS_SHARED_CREDENTIALS_FILE=credentials";
+    let server = Archiving::start_with(&repository, before, Cluster::options());
+    let file =
+        format!("[default]\naws_access_key_id = {}\naws_secret_access_key = {}\n", owner.access_key, owner.secret_key);
+    std::fs::write(server.cluster.data().join("credentials"), file).unwrap();
+    user::give(&server.cluster.data().join("credentials"));
+    let names = server.fill(8);
+    server.open();
+    server.wait_until_archived(&names);
+    assert_eq!(server.failures(), "0", "{}", server.cluster.log());
+    server.expect_all_kept(&repository, &names);
+}
+
+#[test]
+fn a_worker_leaves_at_once_when_its_server_is_killed() {
+    let (mut repository, proxy) = bucket_behind_proxy();
+    // The archiver process goes with its server only when its command has ended.
+    repository.configure("timeout = 3");
+    let mut server = Archiving::start(&repository);
+    let names = server.fill(10);
+    server.open();
+    server.wait_until_archived(&names);
+    let worker = server.wait_for_worker();
+    server.close();
+    server.fill(20);
+    proxy.add(Rule::all(Fault::Silence));
+    server.open();
+    until("the worker asks the silent store", SOON, || (proxy.at_once() > 0).then_some(()));
+    // What it leaves behind says that a server runs.
+    server.cluster.kill();
+    assert!(server.cluster.data().join("postmaster.pid").exists());
+    until("the worker leaves", Duration::from_secs(5), || is_gone(worker).then_some(()));
 }
 
 #[test]

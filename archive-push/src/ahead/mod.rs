@@ -34,10 +34,10 @@ use std::time::Duration;
 
 use walkeep_common::config::Config;
 use walkeep_common::error::{Kind, Result};
-use walkeep_common::host_memory::HostMemory;
 use walkeep_common::postgres::postmaster::PostmasterPid;
 use walkeep_common::wal::name::WalFileName;
 
+pub(crate) use self::ask::Asked;
 use self::data_directory::DataDirectory;
 use self::place::Place;
 use self::protocol::Request;
@@ -45,8 +45,6 @@ pub(crate) use self::warnings::keep as keep_warnings;
 use crate::limits::Limits;
 use crate::source::Source;
 
-/// What the host remembers the reason under why a worker could not begin.
-const NO_WORKER_FACT: &str = "no-push-ahead";
 /// How long no other is started then.
 const NO_WORKER_MEMORY: Duration = Duration::from_secs(60);
 
@@ -68,11 +66,11 @@ impl<'c> Ahead<'c> {
         Some(Self { config, name, place, server })
     }
 
-    /// Asks the worker. Nothing if there is none that answers for exactly this file.
-    pub(crate) fn ask(&self, source: &Source, limits: &mut Limits) -> Option<Result<()>> {
-        let socket = self.place.socket(self.config)?;
+    /// Asks the worker.
+    pub(crate) fn ask(&self, source: &Source, limits: &mut Limits) -> Asked {
+        let Some(socket) = self.place.socket(self.config) else { return Asked::Nobody };
         let give_up = |store_answers, trouble: Option<&str>| limits.exceeded_by_worker(store_answers, trouble);
-        ask::ask(&socket, &Request::new(source), give_up)
+        ask::ask(&socket, &Request::new(source, &self.server), give_up)
     }
 
     /// The data directory for whose files this call must do what a worker would, because none may live.
@@ -83,7 +81,7 @@ impl<'c> Ahead<'c> {
 
     /// Starts a worker, after this call has pushed its file itself, if there is something for it to do: other files, or
     /// this one if it takes longer than a call may.
-    pub(crate) fn start_if_useful(&self, result: &Result<()>, limits: &Limits, memory: &HostMemory) {
+    pub(crate) fn start_if_useful(&self, result: &Result<()>, limits: &Limits) {
         let is_useful = match result {
             Ok(()) => self.place.data.others_wait(self.name),
             Err(error) => error.kind() == Kind::Unavailable && limits.is_used_up(),
@@ -95,9 +93,7 @@ impl<'c> Ahead<'c> {
             Ok(socket) => socket,
             Err(problem) => return tracing::warn!("{problem}; WAL files are pushed one by one"),
         };
-        let subject = socket.to_string_lossy();
-        if memory.age(NO_WORKER_FACT, &subject).is_some_and(|age| age < NO_WORKER_MEMORY) {
-            let problem = memory.recall(NO_WORKER_FACT, &subject).unwrap_or_default();
+        if let Some(problem) = start::failed_lately(&socket, NO_WORKER_MEMORY) {
             return tracing::warn!("no process pushes ahead, WAL files are pushed one by one: {problem}");
         }
         let pushed = result.is_ok().then_some(self.name);

@@ -7,7 +7,9 @@ use std::os::unix::net::UnixStream;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use walkeep_common::error::{Error, Kind};
+use walkeep_common::postgres::postmaster::PostmasterPid;
 
+use super::place::surroundings;
 use crate::source::{Source, Stamp};
 
 /// The version of these messages.
@@ -20,6 +22,10 @@ const LINE_LIMIT: u64 = 256 * 1024;
 pub(crate) struct Request {
     protocol: u32,
     version: String,
+    /// See [`surroundings`](super::place::surroundings).
+    surroundings: String,
+    /// The server that asks.
+    server: PostmasterPid,
     /// The name PostgreSQL gave the file.
     pub(crate) name: String,
     /// The cluster it belongs to.
@@ -61,19 +67,25 @@ pub(crate) struct Failure {
 
 impl Request {
     /// The request of this program for this file.
-    pub(crate) fn new(source: &Source) -> Self {
+    pub(crate) fn new(source: &Source, server: &PostmasterPid) -> Self {
         Self {
             protocol: PROTOCOL,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            surroundings: surroundings(),
+            server: server.clone(),
             name: source.name.to_string(),
             system_identifier: source.system_identifier,
             stamp: source.before,
         }
     }
 
-    /// Whether it comes from a program that means the same by it as this one.
-    pub(crate) fn is_of_this_program(&self) -> bool {
-        self.protocol == PROTOCOL && self.version == env!("CARGO_PKG_VERSION")
+    /// Whether it comes from a program that means the same by it as this one, with these surroundings, for this run of
+    /// the server.
+    pub(crate) fn is_for(&self, surroundings: &str, server: &PostmasterPid) -> bool {
+        self.protocol == PROTOCOL
+            && self.version == env!("CARGO_PKG_VERSION")
+            && self.surroundings == surroundings
+            && self.server.is_same_server(server)
     }
 }
 
@@ -120,4 +132,29 @@ pub(crate) fn read<T: DeserializeOwned>(from: &mut impl BufRead) -> io::Result<O
 /// Whether the process at the other end runs as the same user.
 pub(crate) fn peer_is_ours(stream: &UnixStream) -> bool {
     rustix::net::sockopt::socket_peercred(stream).is_ok_and(|peer| peer.uid == rustix::process::geteuid())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_same_program_in_the_same_surroundings_at_the_same_server_is_answered() {
+        let server = PostmasterPid { pid: 7, start_time: 100, status: "ready".to_owned() };
+        let request = Request {
+            protocol: PROTOCOL,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            surroundings: "a".to_owned(),
+            server: server.clone(),
+            name: String::new(),
+            system_identifier: 1,
+            stamp: Stamp { inode: 1, size: 2, modified: jiff::Timestamp::UNIX_EPOCH },
+        };
+        assert!(request.is_for("a", &server));
+        assert!(request.is_for("a", &PostmasterPid { status: "stopping".to_owned(), ..server.clone() }));
+        assert!(!request.is_for("b", &server));
+        assert!(!request.is_for("a", &PostmasterPid { start_time: 101, ..server.clone() }));
+        assert!(!Request { protocol: PROTOCOL + 1, ..request.clone() }.is_for("a", &server));
+        assert!(!Request { version: "0.0.0".to_owned(), ..request }.is_for("a", &server));
+    }
 }

@@ -20,8 +20,6 @@ use crate::store;
 
 /// What all files on their way may take. The rest of 256 MiB is for everything else.
 const MEMORY_BYTES: usize = 192 << 20;
-/// What compressing one file takes besides its result.
-const COMPRESSION_BYTES: usize = 8 << 20;
 /// Threads that carry bytes to the store.
 const MOST_CARRIERS: usize = 4;
 /// Descriptors for everything but uploads, and those that one upload may need at a time.
@@ -88,7 +86,7 @@ impl Pusher {
     /// As those of an own call.
     pub(crate) fn push(&self, path: &Path, source: &Source, level: i32) -> Result<()> {
         let size = usize::try_from(source.size()).unwrap_or(usize::MAX);
-        let mut bytes = self.bytes.take(size.saturating_add(COMPRESSION_BYTES).min(MEMORY_BYTES));
+        let mut bytes = self.bytes.take(size.saturating_add(compression_bytes(level)).min(MEMORY_BYTES));
         let encoded = {
             let _compression = self.compressions.take(1);
             source.encode(level)?
@@ -113,6 +111,17 @@ impl Pusher {
         let blake3 = source.blake3()?;
         self.runtime.block_on(self.archive.holds(source.name, source.size(), &blake3))
     }
+}
+
+/// What compressing one file takes besides its result: zstd's window and tables, as they were measured.
+fn compression_bytes(level: i32) -> usize {
+    let mebibytes = match level {
+        ..=5 => 8,
+        6..=9 => 24,
+        10..=15 => 64,
+        _ => 96,
+    };
+    mebibytes << 20
 }
 
 /// How many uploads this process may have descriptors for.

@@ -118,7 +118,7 @@ impl Queue {
 
     fn next_ahead(&mut self, now: Instant) -> Option<WalFileName> {
         let unasked = || self.files.values().filter(|file| matches!(file.progress, Progress::Ended(_))).count();
-        let is_wanted = now.duration_since(self.last_asked) < self.linger || self.callers() > 0;
+        let is_wanted = now.duration_since(self.last_asked) < self.linger || self.callers() > 0 || self.is_owed(now);
         // A history is stored only after everything before it, so nothing that knows of it may overtake it.
         let history_runs = self.files.iter().any(|(name, file)| {
             matches!(name, WalFileName::History(_)) && matches!(file.progress, Progress::Waiting | Progress::Running)
@@ -206,8 +206,12 @@ impl Queue {
     /// Whether nothing is being done and nobody has asked for a while.
     pub(crate) fn is_idle(&self, now: Instant) -> bool {
         let is_busy = self.running > 0 || !self.asked.is_empty() || self.callers() > 0;
-        let is_owed = self.owed_until.is_some_and(|until| now < until);
-        !is_busy && !is_owed && now.duration_since(self.last_asked) >= self.linger
+        !is_busy && !self.is_owed(now) && now.duration_since(self.last_asked) >= self.linger
+    }
+
+    /// Whether a call that gave up will come again.
+    fn is_owed(&self, now: Instant) -> bool {
+        self.owed_until.is_some_and(|until| now < until)
     }
 
     fn callers(&self) -> usize {

@@ -4,9 +4,11 @@ use std::env;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use walkeep_common::config::Config;
 use walkeep_common::postgres::postmaster::PostmasterPid;
@@ -30,9 +32,11 @@ pub(crate) fn start(
 ) -> io::Result<()> {
     let new = socket.with_extension(std::process::id().to_string());
     let listener = UnixListener::bind(&new)?;
+    // The name may lead to another worker's socket by the time this one looks.
+    let inode = fs::symlink_metadata(&new)?.ino();
     let started = fs::rename(&new, socket).and_then(|()| {
         let mut worker = Command::new(env::current_exe()?);
-        let _ = worker.arg("--push-ahead").arg(socket).arg(data.path());
+        let _ = worker.arg("--push-ahead").arg(socket).arg("--inode").arg(inode.to_string()).arg(data.path());
         if let Some(pushed) = pushed {
             let _ = worker.arg("--pushed").arg(pushed.to_string());
         }
@@ -52,6 +56,24 @@ pub(crate) fn start(
         let _ = fs::remove_file(socket);
     }
     started.map(drop)
+}
+
+/// Notes beside the socket why its worker could not begin.
+pub(crate) fn note_failure(socket: &Path, problem: &str) {
+    if let Err(error) = fs::write(failure_of(socket), problem) {
+        tracing::debug!(%error, "could not note why the worker does not begin");
+    }
+}
+
+/// Why a worker could not begin, if that was so a moment ago.
+pub(crate) fn failed_lately(socket: &Path, memory: Duration) -> Option<String> {
+    let path = failure_of(socket);
+    let age = fs::metadata(&path).ok()?.modified().ok()?.elapsed().ok()?;
+    if age < memory { fs::read_to_string(path).ok() } else { None }
+}
+
+fn failure_of(socket: &Path) -> PathBuf {
+    socket.with_extension("failed")
 }
 
 /// Whether a process that outlives its parent would become PostgreSQL's child, as where PostgreSQL is the first process

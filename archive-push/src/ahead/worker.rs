@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::{self, BufReader};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -13,6 +14,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use walkeep_common::cli::bounded::caught;
 use walkeep_common::config::{CompressionLevel, Config};
 use walkeep_common::error::{Error, Kind, Result};
@@ -20,15 +23,14 @@ use walkeep_common::host_memory::HostMemory;
 use walkeep_common::postgres::control::ControlFile;
 use walkeep_common::postgres::postmaster::PostmasterPid;
 
-use super::NO_WORKER_FACT;
 use super::data_directory::DataDirectory;
 use super::desk::Desk;
 use super::detach::detach;
-use super::place::Place;
+use super::place::{Place, surroundings};
 use super::protocol::{self, Answer, Failure, Request};
 use super::pusher::Pusher;
 use super::queue::{Job, Outcome, Queue};
-use super::warnings;
+use super::{start, warnings};
 use crate::args::Args;
 use crate::source::Source;
 
@@ -46,15 +48,14 @@ const MOST_CALLS: usize = 32;
 /// Is the worker, until it is not needed any more.
 pub(crate) fn run(args: &Args, socket: &Path) {
     let Ok(listener) = detach() else { return };
-    let own = fs::symlink_metadata(socket).map(|metadata| (metadata.dev(), metadata.ino())).ok();
+    let own = args.inode;
     let file = args.common.config.as_deref();
     let written = file.and_then(written);
     // A configuration that cannot be read now is the next call's to complain about.
     if let Ok(config) = args.common.resolve() {
-        let memory = HostMemory::open(&config);
-        match Worker::begin(args, &config, &memory, socket, listener) {
+        match Worker::begin(args, &config, socket, listener) {
             Ok(worker) => worker.work(|| is_at(socket, own) && file.and_then(self::written) == written),
-            Err(error) => memory.note(NO_WORKER_FACT, &socket.to_string_lossy(), &error.to_string()),
+            Err(error) => start::note_failure(socket, &error.to_string()),
         }
     }
     if is_at(socket, own) {
@@ -69,18 +70,21 @@ fn written(file: &Path) -> Option<(u64, u64, i64, i64)> {
 }
 
 /// Whether calls find our socket there, and not another worker's.
-fn is_at(socket: &Path, own: Option<(u64, u64)>) -> bool {
-    own.is_some() && fs::symlink_metadata(socket).map(|metadata| (metadata.dev(), metadata.ino())).ok() == own
+fn is_at(socket: &Path, own: Option<u64>) -> bool {
+    own.is_some() && fs::symlink_metadata(socket).map(|metadata| metadata.ino()).ok() == own
 }
 
 struct Worker {
-    server: PostmasterPid,
+    /// The server's first process; nothing where it cannot be watched.
+    process: Option<OwnedFd>,
     office: Arc<Office>,
 }
 
 /// What the worker's threads share.
 struct Office {
     data: DataDirectory,
+    server: PostmasterPid,
+    surroundings: String,
     system_identifier: u64,
     level: CompressionLevel,
     desk: Desk,
@@ -91,7 +95,7 @@ struct Office {
 
 impl Worker {
     /// Sets everything up and starts the threads.
-    fn begin(args: &Args, config: &Config, memory: &HostMemory, socket: &Path, listener: UnixListener) -> Result<Self> {
+    fn begin(args: &Args, config: &Config, socket: &Path, listener: UnixListener) -> Result<Self> {
         let failed = |error: io::Error| Error::new(Kind::Unavailable, "could not start").caused_by(error);
         let data = DataDirectory::at(args.path.clone());
         let place = Place::new(data.clone(), config).map_err(failed)?;
@@ -102,7 +106,8 @@ impl Worker {
         let server = data.server().ok_or_else(no_server)?;
         let control = ControlFile::read(data.path())
             .map_err(|error| Error::new(Kind::Unavailable, "could not read global/pg_control").caused_by(error))?;
-        let pusher = Pusher::new(config, control.system_identifier, memory.clone())?;
+        let process = Pid::from_raw(server.pid).and_then(|process| pidfd_open(process, PidfdFlags::empty()).ok());
+        let pusher = Pusher::new(config, control.system_identifier, HostMemory::open(config))?;
         // Nothing here needs the data directory as its own, or keeps its file system from being unmounted.
         rustix::process::chdir("/").map_err(|error| failed(error.into()))?;
 
@@ -110,6 +115,8 @@ impl Worker {
         let office = Arc::new(Office {
             desk: Desk::new(data.clone(), queue),
             data,
+            server,
+            surroundings: surroundings(),
             system_identifier: control.system_identifier,
             level: config.compression_level,
             pusher,
@@ -127,7 +134,7 @@ impl Worker {
         }
         let answering = Arc::clone(&office);
         let _ = thread::Builder::new().spawn(move || answering.answer_for_ever(&listener)).map_err(failed)?;
-        Ok(Self { server, office })
+        Ok(Self { process, office })
     }
 
     /// Goes on as long as the worker is needed, of which `is_found` tells whether calls could find it. Uploads that are
@@ -135,7 +142,7 @@ impl Worker {
     fn work(&self, is_found: impl Fn() -> bool) {
         loop {
             let server = self.office.data.server();
-            let needed = server.is_some_and(|server| server.is_same_server(&self.server))
+            let needed = server.is_some_and(|server| server.is_same_server(&self.office.server))
                 && is_found()
                 && !self.office.leaving.load(Ordering::Relaxed)
                 && !self.office.desk.is_idle();
@@ -144,7 +151,24 @@ impl Worker {
             }
             self.office.desk.look_around();
             self.office.pusher.keep_pace();
-            thread::sleep(LOOK_AGAIN);
+            if self.server_has_ended(LOOK_AGAIN) {
+                return;
+            }
+        }
+    }
+
+    /// Waits a while for the end of the server's process. Whoever stopped it may want to unmount `pg_wal` at once, and
+    /// one that is killed leaves its `postmaster.pid`.
+    fn server_has_ended(&self, patience: Duration) -> bool {
+        let Some(process) = &self.process else {
+            thread::sleep(patience);
+            return false;
+        };
+        let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(patience.subsec_nanos()) };
+        let mut events = [PollFd::new(process, PollFlags::IN)];
+        match poll(&mut events, Some(&timeout)) {
+            Ok(ended) => ended > 0,
+            Err(_) => false,
         }
     }
 }
@@ -216,11 +240,16 @@ impl Office {
         }
         call.set_read_timeout(Some(QUESTION_TIME))?;
         call.set_write_timeout(Some(QUESTION_TIME))?;
-        let Some(request) = protocol::read::<Request>(&mut BufReader::new(call))? else { return Ok(()) };
-        let name = request.name.parse().ok();
-        let Some(name) =
-            name.filter(|_| request.is_of_this_program() && request.system_identifier == self.system_identifier)
-        else {
+        let request = match protocol::read::<Request>(&mut BufReader::new(call)) {
+            Ok(Some(request)) => request,
+            Ok(None) => return Ok(()),
+            // Of another version, most likely.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => return self.send_away(call),
+            Err(error) => return Err(error),
+        };
+        let is_ours =
+            request.is_for(&self.surroundings, &self.server) && request.system_identifier == self.system_identifier;
+        let Some(name) = request.name.parse().ok().filter(|_| is_ours) else {
             return self.send_away(call);
         };
         self.desk.ask(name);

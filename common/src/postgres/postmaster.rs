@@ -4,8 +4,10 @@
 
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 /// The lines of `postmaster.pid` the programs look at.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PostmasterPid {
     /// Line 1: the postmaster's process.
     pub pid: i32,
