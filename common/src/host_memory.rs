@@ -35,6 +35,11 @@ impl HostMemory {
         Self { directory: None, problem: Some(problem) }
     }
 
+    /// The directory in use, which nobody else may write to.
+    pub fn directory(&self) -> Option<&Path> {
+        self.directory.as_deref()
+    }
+
     /// Why nothing can be remembered, if so.
     pub fn problem(&self) -> Option<&str> {
         self.problem.as_deref()

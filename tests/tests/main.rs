@@ -5,6 +5,7 @@ mod archive_get;
 mod archive_push;
 mod backfill;
 mod harness;
+mod read_ahead;
 mod recovery;
 mod samples;
 mod store_faults;

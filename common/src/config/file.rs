@@ -17,6 +17,8 @@ pub(super) struct FileSettings {
     #[serde(deserialize_with = "number_or_text")]
     pub(super) compression_level: Option<String>,
     pub(super) standby_outage: Option<String>,
+    #[serde(deserialize_with = "number_or_text")]
+    pub(super) prefetch: Option<String>,
     pub(super) run_directory: Option<String>,
     pub(super) spool_directory: Option<String>,
     pub(super) s3: S3FileSettings,
@@ -32,12 +34,13 @@ pub(super) struct S3FileSettings {
     pub(super) ca_file: Option<String>,
 }
 
-const KEYS: [&str; 8] = [
+const KEYS: [&str; 9] = [
     "repository",
     "cluster",
     "timeout",
     "compression_level",
     "standby_outage",
+    "prefetch",
     "run_directory",
     "spool_directory",
     "s3",

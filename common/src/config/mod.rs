@@ -19,17 +19,20 @@ pub const DEFAULT_FILE: &str = "/etc/walkeep/walkeep.toml";
 /// The value of `cluster` when it is not set.
 const DEFAULT_CLUSTER: &str = "main";
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+const DEFAULT_PREFETCH: u32 = 16;
+const MOST_PREFETCHED: u32 = 1024;
 const DEFAULT_RUN_DIRECTORY: &str = "/run/walkeep";
 pub(crate) const DEFAULT_SPOOL_DIRECTORY: &str = "/var/spool/walkeep";
 
 /// Every environment variable that sets something, without the names of the object stores' own chains.
-const VARIABLES: [&str; 12] = [
+const VARIABLES: [&str; 13] = [
     "WALKEEP_CONFIG",
     "WALKEEP_REPOSITORY",
     "WALKEEP_CLUSTER",
     "WALKEEP_TIMEOUT",
     "WALKEEP_COMPRESSION_LEVEL",
     "WALKEEP_STANDBY_OUTAGE",
+    "WALKEEP_PREFETCH",
     "WALKEEP_RUN_DIRECTORY",
     "WALKEEP_SPOOL_DIRECTORY",
     "WALKEEP_S3_ENDPOINT",
@@ -64,6 +67,8 @@ pub struct Config {
     pub compression_level: CompressionLevel,
     /// What a standby is told when the repository cannot be reached.
     pub standby_outage: StandbyOutage,
+    /// How many segments `archive-get` fetches ahead of recovery; 0 for none.
+    pub prefetch: u32,
     /// Where sockets and short-lived state live.
     pub run_directory: PathBuf,
     /// Where what is remembered across calls lives.
@@ -151,6 +156,7 @@ impl Config {
         let level =
             resolved(pick("WALKEEP_COMPRESSION_LEVEL", settings.compression_level), "compression_level", parse_level)?;
         let outage = resolved(pick("WALKEEP_STANDBY_OUTAGE", settings.standby_outage), "standby_outage", parse_outage)?;
+        let prefetch = resolved(pick("WALKEEP_PREFETCH", settings.prefetch), "prefetch", parse_prefetch)?;
         let directory = |name, from_file, setting, default: &str| {
             resolved(pick(name, from_file), setting, parse_directory).map(|path| path.unwrap_or_else(|| default.into()))
         };
@@ -160,6 +166,7 @@ impl Config {
             timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
             compression_level: level.unwrap_or_default(),
             standby_outage: outage.unwrap_or_default(),
+            prefetch: prefetch.unwrap_or(DEFAULT_PREFETCH),
             run_directory: directory(
                 "WALKEEP_RUN_DIRECTORY",
                 settings.run_directory,
@@ -278,6 +285,11 @@ fn parse_outage(text: &str) -> Result<StandbyOutage, String> {
         "fatal" => Ok(StandbyOutage::Fatal),
         _ => Err("expected \"retry\" or \"fatal\"".to_owned()),
     }
+}
+
+fn parse_prefetch(text: &str) -> Result<u32, String> {
+    let number = text.parse().ok().filter(|number| *number <= MOST_PREFETCHED);
+    number.ok_or_else(|| format!("expected a number of segments from 0 to {MOST_PREFETCHED}"))
 }
 
 fn parse_directory(text: &str) -> Result<PathBuf, String> {
