@@ -110,6 +110,14 @@ for _ in $(seq 300); do
     [ "$(query "select pg_is_wal_replay_paused()")" != t ] || break
     sleep 0.1
 done
+run "psql -p 5433 -qc \"select pg_last_xact_replay_timestamp() as last_transaction, pg_get_wal_replay_pause_state() as replay\""
+
+step "It waits there for a look; this opens it for writing"
+run "psql -p 5433 -qAtc \"select pg_wal_replay_resume()\""
+for _ in $(seq 300); do
+    [ "$(query "select pg_is_in_recovery()")" != f ] || break
+    sleep 0.1
+done
 run "psql -p 5433 -c \"select count(*), max(id) from orders\""
 after=$(query "select count(*) || ' ' || md5(string_agg(item, '' order by id)) from orders")
 if [ "$before" != "$after" ]; then
@@ -117,12 +125,6 @@ if [ "$before" != "$after" ]; then
     exit 1
 fi
 
-step "It waits there for a look; this opens it for writing"
-run "psql -qtc \"select pg_wal_replay_resume()\""
-for _ in $(seq 300); do
-    [ "$(query "select pg_is_in_recovery()")" != f ] || break
-    sleep 0.1
-done
 run "psql -p 5433 -c \"insert into orders values (100001, 'written after the disaster') returning *\""
 printf '\nThe table is back, row by row as it was.\n'
 [ -z "${DEMO_REPOSITORY:-}" ] || echo "The demo's objects stay in $DEMO_REPOSITORY."

@@ -11,7 +11,8 @@ use walkeep_common::error::{Error, IoContext as _, Kind, Result};
 const OWNER_ONLY: u32 = 0o600;
 const GROUP_TOO: u32 = 0o640;
 
-/// A file that appears at its place when it is published and leaves nothing behind otherwise.
+/// A file that appears at its place when it is published. Otherwise it leaves nothing behind, unless the process is
+/// killed: then its temporary file, which the next call uses again.
 #[derive(Debug)]
 pub(crate) struct Destination {
     staged: PathBuf,
@@ -33,12 +34,17 @@ impl Destination {
         let mode = if has_group_access(path) { GROUP_TOO } else { OWNER_ONLY };
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(mode).open(&staged);
         let file = file.context("create file", &staged).map_err(|error| match error.kind() {
-            Kind::NotFound | Kind::Refused => error.with_kind(Kind::Usage),
+            Kind::Missing | Kind::Refused => error.with_kind(Kind::Usage),
             _ => error,
         })?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
             Error::new(Kind::Unavailable, format!("another call is writing \"{}\"", staged.display())).caused_by(error)
         })?;
+        // Between opening and locking, the call that had the lock may have published this very file.
+        let same = fs::metadata(&staged).is_ok_and(|found| file.metadata().is_ok_and(|own| own.ino() == found.ino()));
+        if !same {
+            return Err(Error::new(Kind::Unavailable, format!("another call has just written \"{}\"", path.display())));
+        }
         file.set_len(0).context("truncate file", &staged)?;
         rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))
             .map_err(io::Error::from)

@@ -34,7 +34,7 @@ impl Asker {
     pub(crate) fn code(self, kind: Kind, outage: StandbyOutage) -> u8 {
         let (standby, recovery) = match kind {
             Kind::NotFound => (NOT_ARCHIVED, NOT_ARCHIVED),
-            Kind::Unavailable | Kind::Internal => (101, 201),
+            Kind::Unavailable | Kind::Missing | Kind::Internal => (101, 201),
             Kind::Hole => (102, 202),
             Kind::Damaged => (103, 203),
             Kind::Usage | Kind::Refused | Kind::Conflict | Kind::Invalid => (104, 204),
@@ -81,6 +81,7 @@ mod tests {
             Kind::Invalid,
             Kind::Hole,
             Kind::Unavailable,
+            Kind::Missing,
             Kind::Internal,
         ] {
             assert!(Asker::Recovery.code(kind, StandbyOutage::Retry) > 200, "{kind:?}");

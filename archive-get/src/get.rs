@@ -7,7 +7,7 @@ use walkeep_common::cli::bounded::bounded;
 use walkeep_common::config::Config;
 use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::host_memory::HostMemory;
-use walkeep_common::postgres::control::ControlFile;
+use walkeep_common::postgres::control;
 use walkeep_common::retry::Patience;
 use walkeep_common::store::Store;
 use walkeep_common::wal::name::WalFileName;
@@ -66,11 +66,12 @@ pub(crate) fn get(args: &Args, config: Config) -> Result<()> {
 }
 
 async fn fetch(name: WalFileName, path: &Path, config: &Config, given: Option<u64>, patience: Patience) -> Result<()> {
-    let system_identifier = match given.or_else(|| from_control_file(path)) {
+    let control = if given.is_some() { None } else { control::of_wal_file(path)? };
+    let system_identifier = match given.or_else(|| control.map(|control| control.system_identifier)) {
         Some(known) => known,
         None => only_cluster(config, patience).await?,
     };
-    let archive = WalArchive::open(config, system_identifier, HostMemory::open(config), patience)?;
+    let archive = WalArchive::open(config, system_identifier, HostMemory::none(), patience)?;
     loop {
         if let Some(fetched) = archive.fetch(name, || Destination::create(path)).await? {
             return fetched.file.publish();
@@ -83,12 +84,6 @@ async fn fetch(name: WalFileName, path: &Path, config: &Config, given: Option<u6
 /// Whether recovery that ends with `last` must not see this segment. Newer timelines fork off later.
 pub(crate) fn is_beyond(segment: SegmentName, last: SegmentName) -> bool {
     (segment.id, segment.part) > (last.id, last.part) || segment.timeline > last.timeline
-}
-
-/// PostgreSQL's working directory is its data directory; pg_rewind and people name a path in it.
-fn from_control_file(path: &Path) -> Option<u64> {
-    let control = |directory: &Path| ControlFile::read(directory).ok().map(|control| control.system_identifier);
-    control(Path::new(".")).or_else(|| control(&path.parent()?.join("..")))
 }
 
 async fn only_cluster(config: &Config, patience: Patience) -> Result<u64> {

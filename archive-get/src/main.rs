@@ -12,6 +12,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use walkeep_common::cli::bounded::caught;
 use walkeep_common::cli::memory::ExitWhenExhausted;
 use walkeep_common::cli::{self, LogFormat, Reporter, Severity};
 use walkeep_common::config::StandbyOutage;
@@ -28,7 +29,8 @@ static ALLOCATOR: ExitWhenExhausted = ExitWhenExhausted::new(201);
 fn main() -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
-        Err(problem) if !problem.use_stderr() => {
+        // Left over in a configuration file, --help must not count as success.
+        Err(problem) if !problem.use_stderr() && std::env::args_os().len() == 2 => {
             let _ = problem.print();
             return ExitCode::from(exit::DONE);
         }
@@ -50,15 +52,13 @@ fn main() -> ExitCode {
     ALLOCATOR.set_code(asker.code(Kind::Unavailable, StandbyOutage::Retry).into());
     let reporter = Reporter::install(PROGRAM, args.common.log_format);
     cli::restrict_new_files();
-    let config = match args.common.resolve() {
-        Ok(config) => config,
-        Err(error) => {
-            reporter.error(Severity::Error, &error);
-            return ExitCode::from(asker.code(error.kind(), StandbyOutage::Retry));
-        }
-    };
-    let outage = config.standby_outage;
-    match get::get(&args, config) {
+    let mut outage = StandbyOutage::Retry;
+    let result = caught(|| {
+        let config = args.common.resolve()?;
+        outage = config.standby_outage;
+        get::get(&args, config)
+    });
+    match result {
         Ok(()) => ExitCode::from(exit::DONE),
         Err(error) => {
             let code = asker.code(error.kind(), outage);

@@ -8,9 +8,9 @@
 //! still to come (`RemoveOldXlogFiles`, src/backend/access/transam/xlog.c). Their contents stay until the new name's
 //! turn comes, so all files are opened at once, and told by what they hold where their names say otherwise.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use walkeep_common::error::{Error, IoContext as _, Kind, Result};
@@ -24,6 +24,8 @@ use crate::source::{Source, read_header};
 
 /// How often `pg_wal` is gone through while files are being renamed in it.
 const SCANS: u32 = 5;
+/// Files held open at a time.
+const MOST_OPEN: usize = 500;
 
 /// Pushes, oldest first, what the archive lacks of the ancestors of `history` and is still in `pg_wal`: their own
 /// histories, and their complete segments up to the points where they were left.
@@ -40,14 +42,24 @@ pub(crate) async fn backfill(
     for ancestor in history.ancestors() {
         push_history(archive, pg_wal, ancestor.timeline, level).await?;
     }
-    let mut archived: BTreeMap<String, BTreeSet<SegmentName>> = BTreeMap::new();
-    for (segment, source) in complete_segments(pg_wal, history, size)? {
-        let Some(directory) = archive.layout().wal_directory(source.name) else { continue };
-        let known = match archived.entry(directory.to_string()) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(unknown) => unknown.insert(archived_segments(archive, &directory).await?),
-        };
-        if !known.contains(&segment) {
+    let mut missing = BTreeSet::new();
+    visit_held_segments(pg_wal, history, size, |segment, _, _| {
+        let _ = missing.insert(segment);
+        Ok(())
+    })?;
+    let directory = |&segment: &SegmentName| archive.layout().wal_directory(WalFileName::Segment(segment));
+    for directory in missing.iter().filter_map(directory).collect::<BTreeSet<_>>() {
+        for segment in archived_segments(archive, &directory).await? {
+            let _ = missing.remove(&segment);
+        }
+    }
+    while !missing.is_empty() {
+        let sources = open_segments(pg_wal, history, size, &missing)?;
+        if sources.is_empty() {
+            break;
+        }
+        for (segment, source) in sources {
+            let _ = missing.remove(&segment);
             push_segment(archive, &source, level).await?;
         }
     }
@@ -61,7 +73,11 @@ pub(crate) async fn backfill(
 pub(crate) async fn push_history(archive: &WalArchive, pg_wal: &Path, timeline: Timeline, level: i32) -> Result<()> {
     let name = WalFileName::History(timeline);
     let path = pg_wal.join(name.to_string());
-    if timeline == Timeline(1) || archive.store().head(&archive.layout().wal(name)).await?.is_some() || !path.exists() {
+    if timeline == Timeline(1) || archive.store().head(&archive.layout().wal(name)).await?.is_some() {
+        return Ok(());
+    }
+    if !path.exists() {
+        tracing::warn!("timeline history \"{name}\" is neither in the archive nor in pg_wal; recovery will need it");
         return Ok(());
     }
     let source = Source::open(&path)?;
@@ -75,53 +91,76 @@ async fn push_segment(archive: &WalArchive, source: &Source, level: i32) -> Resu
         Err(error) if error.kind() == Kind::Invalid => return Ok(()),
         Err(error) => return Err(error),
     };
-    tracing::warn!("WAL segment \"{}\" was not archived before the promotion; archiving it now", source.name);
+    tracing::info!("WAL segment \"{}\" was not archived before the promotion; archiving it now", source.name);
     archive.keep(source.name, &encoded, &LeftTimelines::default()).await.map(drop)
 }
 
-/// The segments in `pg_wal` that lie wholly before the point at which their timeline was left, in order, open.
-fn complete_segments(
+/// The missing segments, in order, open, so that recycling cannot take them away any more; as many as one may hold open.
+fn open_segments(
     pg_wal: &Path,
     history: &TimelineHistory,
     size: SegmentSize,
+    missing: &BTreeSet<SegmentName>,
 ) -> Result<BTreeMap<SegmentName, Source>> {
-    let mut segments = BTreeMap::new();
+    let mut sources = BTreeMap::new();
+    visit_held_segments(pg_wal, history, size, |segment, path, file| {
+        if missing.contains(&segment) && sources.len() < MOST_OPEN {
+            let source = Source::of_file(file, path, WalFileName::Segment(segment))?;
+            if source.is_written_to_its_end()? {
+                let _ = sources.insert(segment, source);
+            }
+        }
+        Ok(())
+    })?;
+    Ok(sources)
+}
+
+/// Visits the files in `pg_wal` that hold a segment which lies wholly before the point at which its timeline was left;
+/// all of them again where files were renamed meanwhile.
+fn visit_held_segments(
+    pg_wal: &Path,
+    history: &TimelineHistory,
+    size: SegmentSize,
+    mut visit: impl FnMut(SegmentName, &Path, File) -> Result<()>,
+) -> Result<()> {
     for _ in 0..SCANS {
         let mut renamed = false;
         for entry in std::fs::read_dir(pg_wal).context("read directory", pg_wal)? {
             let path = entry.context("read directory", pg_wal)?.path();
             let Some(called) = path.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
-            let Ok(file) = File::open(&path) else {
-                renamed = true;
-                continue;
+            let file = match File::open(&path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    renamed = true;
+                    continue;
+                }
+                Err(error) => return Err(Error::io("open WAL file", &path, error)),
             };
-            let Some(segment) = held_segment(&file, &path, called, size) else { continue };
-            let wanted = segment.number(size).is_some_and(|number| history.needs_whole(segment.timeline, number, size));
-            if !wanted || segments.contains_key(&segment) {
-                continue;
-            }
-            let source = Source::of_file(file, &path, WalFileName::Segment(segment));
-            if let Ok(source) = source.and_then(|source| Ok(source.is_written_to_its_end()?.then_some(source)))
-                && let Some(source) = source
-            {
-                let _ = segments.insert(segment, source);
+            let Some(segment) = held_segment(&file, &path, called, size)? else { continue };
+            if segment.number(size).is_some_and(|number| history.needs_whole(segment.timeline, number, size)) {
+                visit(segment, &path, file)?;
             }
         }
         if !renamed {
-            break;
+            return Ok(());
         }
     }
-    Ok(segments)
+    Err(Error::new(Kind::Unavailable, format!("\"{}\" changes too fast to be read", pg_wal.display())))
 }
 
 /// The segment a file holds. Its name says so unless it was recycled; the first segment of a timeline carries the old
 /// timeline in its first page, so the name comes first.
-fn held_segment(file: &File, path: &Path, called: SegmentName, size: SegmentSize) -> Option<SegmentName> {
-    let header = read_header(file, path).ok()?;
-    match header.check_name(called) {
-        Ok(()) => Some(called),
-        Err(_) => Some(SegmentName::new(header.timeline, segment_of(header.page_address, size), size)),
-    }
+fn held_segment(file: &File, path: &Path, called: SegmentName, size: SegmentSize) -> Result<Option<SegmentName>> {
+    let header = match read_header(file, path) {
+        Ok(header) => header,
+        // Prepared for use and not yet used.
+        Err(error) if error.kind() == Kind::Invalid => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    Ok(Some(match header.check_name(called) {
+        Ok(()) => called,
+        Err(_) => SegmentName::new(header.timeline, segment_of(header.page_address, size), size),
+    }))
 }
 
 async fn archived_segments(

@@ -20,6 +20,6 @@ pub(crate) fn code(kind: Kind) -> u8 {
         Kind::Conflict | Kind::Damaged => CONFLICT,
         Kind::Invalid => INVALID,
         Kind::Refused => REFUSED,
-        Kind::NotFound | Kind::Hole | Kind::Unavailable | Kind::Internal => TEMPORARY,
+        Kind::NotFound | Kind::Missing | Kind::Hole | Kind::Unavailable | Kind::Internal => TEMPORARY,
     }
 }

@@ -9,7 +9,7 @@ use walkeep_common::postgres::postmaster::PostmasterPid;
 
 /// Waiting any longer than this for a store that does not answer would delay a shutdown or pile up on an outage.
 const IMPATIENT: Duration = Duration::from_secs(3);
-/// What an upload gets while the server stops, once the store has answered.
+/// What an upload gets besides while the server stops.
 const LAST_UPLOAD: Duration = Duration::from_secs(10);
 /// How long a store counts as failing.
 pub(crate) const OUTAGE_MEMORY: Duration = Duration::from_secs(60);

@@ -13,6 +13,7 @@ mod source;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use walkeep_common::cli::bounded::caught;
 use walkeep_common::cli::memory::ExitWhenExhausted;
 use walkeep_common::cli::{self, LogFormat, Reporter, Severity};
 use walkeep_common::error::Result;
@@ -27,7 +28,8 @@ static ALLOCATOR: ExitWhenExhausted = ExitWhenExhausted::new(exit::TEMPORARY as 
 fn main() -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
-        Err(problem) if !problem.use_stderr() => {
+        // Left over in a configuration file, --help must not count as success.
+        Err(problem) if !problem.use_stderr() && std::env::args_os().len() == 2 => {
             let _ = problem.print();
             return ExitCode::from(exit::DONE);
         }
@@ -38,7 +40,7 @@ fn main() -> ExitCode {
         }
     };
     let reporter = Reporter::install(PROGRAM, args.common.log_format);
-    match run(&args) {
+    match caught(|| run(&args)) {
         Ok(()) => ExitCode::from(exit::DONE),
         Err(error) => {
             reporter.error(Severity::Error, &error);

@@ -59,7 +59,7 @@ fn archive(
     first_answer: Option<Duration>,
 ) -> Result<()> {
     // Everything that needs no store comes first: a wrong file is refused whatever the store does.
-    let source = Source::open(path)?;
+    let source = Source::open(path).map_err(with_way_out)?;
     let archive =
         WalArchive::open(config, source.system_identifier, memory.clone(), Patience::Until(margin(deadline)))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -68,14 +68,8 @@ fn archive(
         .map_err(|error| Error::new(Kind::Unavailable, "could not start the runtime").caused_by(error))?;
     let result = runtime.block_on(async {
         if let Some(limit) = first_answer {
-            let hasty = archive.with_patience(Patience::Until(Instant::now()));
-            let alive = tokio::time::timeout(limit, hasty.identity()).await;
-            let _ = alive.unwrap_or_else(|_| {
-                Err(Error::new(
-                    Kind::Unavailable,
-                    format!("the repository did not answer within {} s", limit.as_secs()),
-                ))
-            })?;
+            let hasty = archive.with_patience(Patience::Until(Instant::now() + limit));
+            let _ = hasty.identity().await?;
         }
         let level = config.compression_level.level();
         let encoded = source.encode(level)?;
@@ -104,7 +98,7 @@ async fn complete_the_past(
             backfill::backfill(archive, source.directory(), &history, size, level).await
         }
         WalFileName::Segment(segment) if segment.timeline > Timeline(1) => {
-            let subject = format!("{}/{}", archive.store().location(), archive.layout().folder());
+            let subject = format!("{} {}", archive.store().place(), archive.layout().folder());
             let fact = format!("{HISTORY_FACT}-{}", segment.timeline);
             if memory.age(&fact, &subject).is_some_and(|age| age < HISTORY_MEMORY) {
                 return Ok(());
@@ -120,4 +114,15 @@ async fn complete_the_past(
 /// The attempts end a moment before the caller does, so that the reason can still be told.
 fn margin(deadline: Instant) -> Instant {
     deadline.checked_sub(Duration::from_millis(500)).unwrap_or(deadline)
+}
+
+/// PostgreSQL offers a file again and again, and archives no other before it.
+fn with_way_out(error: Error) -> Error {
+    if error.kind() != Kind::Invalid || error.hint_text().is_some() {
+        return error;
+    }
+    error.hint(
+        "No later file is archived before this one. A sound copy may be in pg_wal of a standby. If there is none, move \
+         the file away together with its .ready file, and take a base backup: nothing can be recovered across it.",
+    )
 }

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use walkeep_common::cli::host_name;
 use walkeep_common::error::{Error, IoContext as _, Kind, Result};
 use walkeep_common::lsn::Lsn;
-use walkeep_common::postgres::control::ControlFile;
+use walkeep_common::postgres::control::{self, ControlFile};
 use walkeep_common::wal::header::{LONG_HEADER_BYTES, SegmentHeader};
 use walkeep_common::wal::history::TimelineHistory;
 use walkeep_common::wal::name::WalFileName;
@@ -52,7 +52,11 @@ impl Source {
             .and_then(|name| name.to_str())
             .ok_or_else(|| Error::new(Kind::Invalid, format!("\"{}\" does not name a file", path.display())))?
             .parse()
-            .map_err(|error| Error::new(Kind::Invalid, "will not archive this file").caused_by(error))?;
+            .map_err(|error| {
+                Error::new(Kind::Invalid, "will not archive this file")
+                    .caused_by(error)
+                    .hint("PostgreSQL passes the file's path in place of %p: archive_command = 'archive-push %p'.")
+            })?;
         let file = File::open(path).map_err(|error| unreadable("open WAL file", path, error))?;
         Self::of_file(file, path, name)
     }
@@ -73,7 +77,7 @@ impl Source {
             before,
             start_lsn: None,
         };
-        let control = control_file(path);
+        let control = control::of_wal_file(path)?;
         match name {
             WalFileName::Segment(_) | WalFileName::Partial(_) => source.check_segment(control.as_ref())?,
             WalFileName::History(_) | WalFileName::Backup { .. } => source.check_text(control.as_ref())?,
@@ -230,13 +234,6 @@ pub(crate) fn read_header(file: &File, path: &Path) -> Result<SegmentHeader> {
         .map_err(|error| Error::new(Kind::Invalid, format!("will not archive \"{}\"", path.display())).caused_by(error))
 }
 
-/// The control file of the cluster: PostgreSQL's working directory is its data directory; Patroni and people give an
-/// absolute path instead.
-fn control_file(path: &Path) -> Option<ControlFile> {
-    let beside = path.parent().map(|directory| directory.join(".."));
-    [Some(PathBuf::from(".")), beside].into_iter().flatten().find_map(|directory| ControlFile::read(&directory).ok())
-}
-
 /// A file that is not there, or closed to us, is not a WAL file we could archive later.
 fn unreadable(action: &str, path: &Path, error: std::io::Error) -> Error {
     let kind = match error.kind() {
@@ -245,5 +242,7 @@ fn unreadable(action: &str, path: &Path, error: std::io::Error) -> Error {
         }
         _ => Kind::Unavailable,
     };
-    Error::io(action, path, error).with_kind(kind)
+    let closed = error.kind() == ErrorKind::PermissionDenied;
+    let error = Error::io(action, path, error).with_kind(kind);
+    if closed { error.hint("Everything in pg_wal must belong to the user that PostgreSQL runs as.") } else { error }
 }

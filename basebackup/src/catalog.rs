@@ -88,10 +88,18 @@ impl Catalog {
 
 async fn load_entry(archive: &WalArchive, id: BackupId) -> Result<Entry> {
     let (store, layout) = (archive.store(), archive.layout());
-    let Some(bytes) = store.read(&layout.backup_object(&id, "backup.json"), RECORD_LIMIT).await? else {
-        let begin = store.read(&layout.backup_object(&id, "begin.json"), RECORD_LIMIT).await?;
-        let begin = begin.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        return Ok(Entry::Unfinished(Unfinished { id, begin }));
+    let bytes = match store.read(&layout.backup_object(&id, "backup.json"), RECORD_LIMIT).await {
+        Ok(Some(bytes)) => bytes,
+        Ok(None) => {
+            let begin = store.read(&layout.backup_object(&id, "begin.json"), RECORD_LIMIT).await;
+            let begin = match begin {
+                Err(error) if error.kind() == Kind::Damaged => None,
+                begin => begin?.and_then(|bytes| serde_json::from_slice(&bytes).ok()),
+            };
+            return Ok(Entry::Unfinished(Unfinished { id, begin }));
+        }
+        Err(error) if error.kind() == Kind::Damaged => return Ok(Entry::Unusable(id, error.to_string())),
+        Err(error) => return Err(error),
     };
     Ok(match BackupRecord::parse(&bytes, &id) {
         Ok(BackupRecord::Complete(backup)) if backup.system_identifier == layout.system_identifier() => {
@@ -121,6 +129,6 @@ pub async fn archives(config: &Config, asked_for: Option<u64>, patience: Patienc
     }
     found
         .into_iter()
-        .map(|system_identifier| WalArchive::open(config, system_identifier, HostMemory::open(config), patience))
+        .map(|system_identifier| WalArchive::open(config, system_identifier, HostMemory::none(), patience))
         .collect()
 }

@@ -72,7 +72,7 @@ fn text(backup: &Backup) -> String {
         ("Cluster", backup.system_identifier.to_string()),
         ("PostgreSQL", format!("{major}.{}", backup.pg_version % 10_000)),
         ("Taken from", format!("{source} on host {}, {}", backup.host, backup.data_directory)),
-        ("Timeline", backup.timeline.to_string()),
+        ("Timeline", timelines(backup)),
         ("Start", format!("{} at {} ({})", backup.start_lsn, time(backup.start_time), backup.start_wal)),
         ("Stop", format!("{} at {} ({})", backup.stop_lsn, time(backup.stop_time), backup.stop_wal)),
         ("Next xid", format!("{} at start, {} at stop", backup.next_xid_at_start, backup.next_xid_at_stop)),
@@ -93,6 +93,13 @@ fn text(backup: &Backup) -> String {
         let _ = writeln!(text, "{name:<11} {value}");
         text
     })
+}
+
+fn timelines(backup: &Backup) -> String {
+    match (backup.timeline, backup.end_timeline()) {
+        (start, end) if start == end => start.to_string(),
+        (start, end) => format!("{start} at start, {end} at stop"),
+    }
 }
 
 fn checksums(backup: &Backup) -> String {

@@ -22,8 +22,10 @@ pub enum Kind {
     Damaged,
     /// The file at hand is not what it must be (not a WAL file of this cluster, for one).
     Invalid,
-    /// The thing asked for is certainly not there.
+    /// The thing asked for is certainly not in the repository.
     NotFound,
+    /// A local file or directory is not there: never an answer about the repository.
+    Missing,
     /// A segment is missing although later ones are archived.
     Hole,
     /// Could not tell, may work later: network, time-out, throttling, disk full.
@@ -51,7 +53,7 @@ impl Error {
     /// Creates an error for a failed operation on a local file, with a kind taken from the operating system's answer.
     pub fn io(action: &str, path: &Path, source: std::io::Error) -> Self {
         let kind = match source.kind() {
-            std::io::ErrorKind::NotFound => Kind::NotFound,
+            std::io::ErrorKind::NotFound => Kind::Missing,
             std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => Kind::Refused,
             _ => Kind::Unavailable,
         };
@@ -156,7 +158,7 @@ mod tests {
     fn io_errors_carry_the_path_and_a_kind() {
         let error =
             std::fs::read("/nonexistent/file").context("read file", Path::new("/nonexistent/file")).unwrap_err();
-        assert_eq!(error.kind(), Kind::NotFound);
+        assert_eq!(error.kind(), Kind::Missing);
         assert!(error.to_string().contains("/nonexistent/file"));
     }
 }

@@ -40,6 +40,16 @@ impl HostMemory {
         self.directory.as_deref()
     }
 
+    /// No memory: for what only reads, which leaves nothing behind on the host.
+    pub fn none() -> Self {
+        Self { directory: None, problem: None }
+    }
+
+    /// Whether there is anything to remember with.
+    pub fn is_usable(&self) -> bool {
+        self.directory.is_some()
+    }
+
     /// Why nothing can be remembered, if so.
     pub fn problem(&self) -> Option<&str> {
         self.problem.as_deref()

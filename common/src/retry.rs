@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 use backoff::ExponentialBackoff;
 use backoff::backoff::Backoff as _;
 
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// What even an operation that begins too late gets for its one attempt.
+const LEAST_TIME: Duration = Duration::from_secs(1);
 
 /// How long an operation may be tried again.
 #[derive(Debug, Clone, Copy)]
@@ -53,8 +55,11 @@ where
         ..ExponentialBackoff::default()
     };
     let mut attempts = 1_u32;
+    let mut last = None;
     loop {
-        let error = match attempt().await {
+        let limit = deadline.max(begun + LEAST_TIME);
+        let answer = tokio::time::timeout_at(limit.into(), attempt()).await;
+        let error = match answer.unwrap_or_else(|_| Err(last.take().unwrap_or_else(|| no_answer(begun)))) {
             Err(error) if error.kind() == Kind::Unavailable => error,
             Err(error) if error.is_worth_one_more() && attempts == 1 => error,
             result => return result,
@@ -65,9 +70,17 @@ where
             return Err(if attempts > 1 { error.context(tried) } else { error });
         }
         tracing::debug!(attempts, %error, "trying again");
+        last = Some(error);
         tokio::time::sleep(pause).await;
         attempts += 1;
     }
+}
+
+fn no_answer(begun: Instant) -> Error {
+    Error::new(
+        Kind::Unavailable,
+        format!("no answer from the repository within {:.1} s", begun.elapsed().as_secs_f64()),
+    )
 }
 
 #[cfg(test)]
@@ -75,7 +88,6 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
-    use crate::error::Error;
 
     fn run(patience: Patience, results: &[Result<u32, Kind>]) -> (Result<u32>, usize) {
         let calls = Cell::new(0);

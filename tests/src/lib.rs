@@ -8,6 +8,7 @@
 //! | [`ceph`], [`emulator`] | object stores that follow the protocol, and some that do not |
 //! | [`repository`] | a repository in a directory or a bucket, its configuration, and its objects by hand |
 //! | [`proxy`] | faults between a program and its store, on purpose and counted |
+//! | [`dice`] | random moments, with a seed to repeat them |
 //!
 //! A test starts the servers it needs, on free ports and in its own directories, and they end with it, also when the test
 //! process is killed. Started as root, everything of PostgreSQL runs as the user `postgres`, since it refuses root. With
@@ -19,6 +20,7 @@ pub mod binaries;
 pub mod ceph;
 pub mod cluster;
 pub mod daemon;
+pub mod dice;
 pub mod emulator;
 pub mod proxy;
 pub mod repository;

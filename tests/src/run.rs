@@ -169,6 +169,15 @@ impl Running {
         self.child.try_wait().expect("wait for a child").is_some()
     }
 
+    /// Kills it after this time with SIGKILL, unless it has ended by then.
+    pub fn kill_after(mut self, time: Duration) -> Finished {
+        std::thread::sleep(time.saturating_sub(self.started.elapsed()));
+        if !self.has_ended() {
+            self.signal(Signal::KILL);
+        }
+        self.finish()
+    }
+
     /// Waits for its end. Panics as [`Run::finish`] does.
     pub fn finish(mut self) -> Finished {
         let status = wait::try_until(self.timeout, || self.child.try_wait().expect("wait for a child"));
@@ -202,6 +211,11 @@ impl Finished {
     pub fn expect_code(&self, expected: i32) -> &Self {
         assert!(self.code() == expected, "expected exit code {expected}\n{self}");
         self
+    }
+
+    /// Tells whether it ended by SIGKILL.
+    pub fn was_killed(&self) -> bool {
+        self.status.signal() == Some(Signal::KILL.as_raw())
     }
 
     /// Fails the test unless it succeeded and said nothing on standard error.

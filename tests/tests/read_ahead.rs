@@ -108,16 +108,8 @@ impl Recovering {
         until(&format!("{name} is ready"), SOON, || (!self.spooled(name, false).is_empty()).then_some(()));
     }
 
-    /// The processes that read ahead for this data directory.
     fn workers(&self) -> Vec<u32> {
-        let works_here = |id: &u32| {
-            let command = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
-            let command = String::from_utf8_lossy(&command).into_owned();
-            let directory = fs::read_link(format!("/proc/{id}/cwd")).unwrap_or_default();
-            command.contains("--read-ahead") && directory == self.directory.path()
-        };
-        let entries = fs::read_dir("/proc").unwrap().flatten();
-        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(works_here).collect()
+        workers(self.directory.path())
     }
 
     #[track_caller]
@@ -151,6 +143,17 @@ impl Drop for Recovering {
         fs::remove_file(self.directory.path().join("postmaster.pid")).ok();
         try_until(SOON, || self.workers().is_empty().then_some(()));
     }
+}
+
+/// The processes that read ahead for a data directory.
+pub(crate) fn workers(data: &Path) -> Vec<u32> {
+    let works_here = |id: &u32| {
+        let command = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+        let directory = fs::read_link(format!("/proc/{id}/cwd")).unwrap_or_default();
+        String::from_utf8_lossy(&command).contains("--read-ahead") && directory == data
+    };
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(works_here).collect()
 }
 
 fn signal(process: u32, signal: Signal) {

@@ -50,7 +50,10 @@ pub(super) fn histories() -> Vec<TimelineHistory> {
 }
 
 /// Whether an orphan would become a child of PostgreSQL's: as the first process of a container it would take the end of
-/// a process it does not know for the crash of one of its own.
+/// a process it does not know for the crash of one of its own. Where that cannot be seen it is taken to be so.
 pub(super) fn adopts_orphans() -> bool {
-    fs::read_to_string("/proc/1/comm").map_or(true, |name| name.trim() == "postgres" || name.trim() == "postmaster")
+    let shown = fs::read_link("/proc/self").ok();
+    let ours = rustix::process::getpid().as_raw_pid().to_string();
+    let first = fs::read_to_string("/proc/1/comm").ok().filter(|_| shown == Some(ours.into()));
+    first.is_none_or(|name| ["postgres", "postmaster"].contains(&name.trim()))
 }

@@ -3,6 +3,8 @@
 //! A segment has its final name here only after every check it gets when PostgreSQL waits for it. The name ends with the
 //! key of one run of one server with one configuration: what another one left is never found.
 
+use std::env;
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -18,6 +20,9 @@ use super::server::Server;
 /// The pipe by which the worker hears what was served; see [`super::mailbox`].
 const MAILBOX: &str = "requests";
 const PARTIAL: &str = ".part";
+
+/// Variables that differ from one command to the next and mean nothing to us.
+const SET_BY_SHELLS: [&str; 4] = ["_", "OLDPWD", "PWD", "SHLVL"];
 
 /// Recovery needs room for more than what is fetched ahead: this many bytes stay free, or a tenth of a small file system.
 const RESERVE_BYTES: u64 = 4 << 30;
@@ -37,9 +42,12 @@ pub(super) struct NoPlace(pub(super) String);
 
 /// What tells one run of recovery from all others.
 pub(super) fn key(config: &Config, system_identifier: u64, server: &Server) -> io::Result<String> {
-    let version = env!("CARGO_PKG_VERSION");
-    let server = server.identity();
-    Ok(short_hash(&format!("{version}\n{}\n{system_identifier}\n{server}\n{config:?}", data_directory_identity()?)))
+    let (version, data, server) = (env!("CARGO_PKG_VERSION"), data_directory_identity()?, server.identity());
+    // Endpoints and credentials may come from the environment.
+    let passing = |name: &OsStr| SET_BY_SHELLS.iter().any(|set| name == *set);
+    let mut environment: Vec<_> = env::vars_os().filter(|(name, _)| !passing(name)).collect();
+    environment.sort_unstable();
+    Ok(short_hash(&format!("{version}\n{data}\n{system_identifier}\n{server}\n{config:?}\n{environment:?}")))
 }
 
 /// Finds the place of the spool for the data directory that is the working directory, whether it was created already
@@ -183,7 +191,7 @@ impl Unfinished {
         let inode = |metadata: io::Result<Metadata>| metadata.map(|metadata| metadata.ino()).ok();
         if inode(self.file.metadata()) != inode(fs::symlink_metadata(&self.partial)) {
             let text = format!("file \"{}\" is not the one that was written", self.partial.display());
-            return Err(Error::new(Kind::NotFound, text));
+            return Err(Error::new(Kind::Missing, text));
         }
         fs::rename(&self.partial, &self.ready).context("rename file", &self.partial)?;
         self.finished = true;

@@ -29,8 +29,8 @@ use crate::get::is_beyond;
 
 /// Segments fetched at once. Each takes a zstd window and a few buffers, some 20 MiB in all.
 const CONCURRENT: usize = 4;
-/// How long a failing store is tried for one segment; the next request begins anew.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long one segment may take, over a slow link or from a store that fails now and then.
+const PATIENCE: Duration = Duration::from_secs(10 * 60);
 /// How often it is looked whether the server still recovers.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// How long the worker stays when nothing is asked for and nothing lies ready.
@@ -215,7 +215,9 @@ async fn fetch(archive: WalArchive, spool: Spool, name: SegmentName) -> (Segment
     let outcome = match finished {
         Ok(Some(())) => Outcome::Ready,
         Ok(None) => Outcome::NotYet,
-        Err(error) if matches!(error.kind(), Kind::Unavailable | Kind::NotFound | Kind::Internal) => Outcome::NotYet,
+        Err(error) if matches!(error.kind(), Kind::Unavailable | Kind::Missing | Kind::NotFound | Kind::Internal) => {
+            Outcome::NotYet
+        }
         Err(_) => Outcome::Never,
     };
     (name, outcome)

@@ -9,7 +9,7 @@ use clap::Args;
 use jiff::Timestamp;
 use serde::Serialize;
 use walkeep_common::config::Config;
-use walkeep_common::error::Result;
+use walkeep_common::error::{Kind, Result};
 use walkeep_common::repository::backup::Backup;
 use walkeep_common::retry::Patience;
 use walkeep_common::wal::name::WalFileName;
@@ -65,6 +65,8 @@ struct TimelineSummary {
     timeline: u32,
     parent: Option<u32>,
     switch_point: Option<String>,
+    /// Why its history cannot be used.
+    problem: Option<String>,
     runs: Vec<RunSummary>,
 }
 
@@ -85,7 +87,7 @@ struct WindowSummary {
 /// Prints every backup and window.
 ///
 /// # Errors
-/// `NotFound` if there is nothing; `Refused`; `Unavailable`; `Damaged` if a timeline history cannot be used.
+/// `NotFound` if there is nothing; `Refused`; `Unavailable`. What is damaged is listed as such.
 pub async fn list(args: &ListArgs, config: &Config) -> Result<()> {
     let mut clusters = Vec::new();
     for archive in archives(config, args.system_identifier, READ_PATIENCE).await? {
@@ -108,8 +110,12 @@ async fn summarize(archive: &WalArchive) -> Result<Cluster> {
         for window in windows(&catalog.backups, &inventory) {
             let last = window.last_segment.parse::<WalFileName>().ok();
             let to_time = match last {
-                Some(last) => archive.header(last).await?.map(|header| header.modified),
-                None => None,
+                Some(last) => archive.header(last).await,
+                None => Ok(None),
+            };
+            let to_time = match to_time {
+                Err(error) if error.kind() == Kind::Damaged => None,
+                header => header?.map(|header| header.modified),
             };
             summaries.push(WindowSummary { window, to_time });
         }
@@ -150,6 +156,7 @@ fn timeline_summary(inventory: &Inventory, timeline: walkeep_common::wal::segmen
         timeline: timeline.0,
         parent: parent.map(|parent| parent.timeline.0),
         switch_point: parent.map(|parent| parent.switch_point.to_string()),
+        problem: inventory.history_problem(timeline).map(str::to_owned),
         runs: runs.iter().map(|run| RunSummary { first: name(run.first), last: name(run.last) }).collect(),
     }
 }
@@ -169,6 +176,11 @@ fn text(cluster: &Cluster) -> String {
     }
     for unusable in &cluster.unusable {
         let _ = writeln!(text, "{}  cannot be used: {}", unusable.id, unusable.problem);
+    }
+    for timeline in &cluster.timelines {
+        if let Some(problem) = &timeline.problem {
+            let _ = writeln!(text, "timeline {} cannot be recovered to: {problem}", timeline.timeline);
+        }
     }
     let _ = writeln!(text, "\nRecovery is possible to any moment in:");
     let rows: Vec<Vec<String>> = cluster.windows.iter().map(window_row).collect();
@@ -193,7 +205,7 @@ fn backup_row(backup: &Backup) -> Vec<String> {
     vec![
         backup.id.to_string(),
         time(backup.stop_time),
-        backup.timeline.to_string(),
+        backup.end_timeline().to_string(),
         backup.start_lsn.to_string(),
         backup.stop_lsn.to_string(),
         bytes(backup.plain_size),
@@ -210,10 +222,11 @@ fn window_row(summary: &WindowSummary) -> Vec<String> {
         summary.to_time.map_or_else(String::new, time),
         window.from_lsn.to_string(),
         window.to_lsn.to_string(),
-        window
-            .hole
-            .as_ref()
-            .map_or_else(|| "the archive".to_owned(), |missing| format!("a hole: {missing} is missing")),
+        match (&window.hole, &window.awaited) {
+            (Some(missing), _) => format!("a hole: {missing} is missing"),
+            (None, Some(awaited)) => format!("a promotion: {awaited} is not archived yet"),
+            (None, None) => "the archive".to_owned(),
+        },
     ]
 }
 

@@ -5,7 +5,7 @@ use serde::Serialize;
 use walkeep_common::lsn::Lsn;
 use walkeep_common::repository::backup::Backup;
 use walkeep_common::wal::segment::{Timeline, segment_of};
-use walkeep_common::wal_archive::inventory::Inventory;
+use walkeep_common::wal_archive::inventory::{Beyond, Inventory};
 
 /// An unbroken stretch of one timeline's history that backups make reachable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -24,6 +24,8 @@ pub struct Window {
     pub last_segment: String,
     /// The segment that is missing behind it, although later WAL is or must have been there.
     pub hole: Option<String>,
+    /// The segment inside which the timeline begins, not archived yet.
+    pub awaited: Option<String>,
 }
 
 /// The windows of every timeline, by timeline, then position. A window only reaches a timeline through backups taken on
@@ -35,11 +37,17 @@ pub fn windows(backups: &[Backup], inventory: &Inventory) -> Vec<Window> {
     for timeline in timelines.iter().copied().filter(|&timeline| inventory.has_history(timeline)) {
         let history = inventory.history(timeline);
         let mut usable: Vec<&Backup> =
-            backups.iter().filter(|backup| history.passes_through(backup.timeline, backup.stop_lsn)).collect();
+            backups.iter().filter(|backup| history.passes_through(backup.end_timeline(), backup.stop_lsn)).collect();
         usable.sort_by_key(|backup| backup.stop_lsn);
         for backup in usable {
-            let reach = inventory.reach(&history, segment_of(backup.start_lsn, size));
-            let to_lsn = reach.end_lsn(size);
+            let mut reach = inventory.reach(&history, segment_of(backup.start_lsn, size));
+            let mut to_lsn = reach.end_lsn(size);
+            if backup.kept_wal.contains(&reach.missing.to_string()) {
+                // The backup brings its last segment itself; what is archived behind it goes on from there.
+                let kept = reach.end;
+                reach = inventory.reach(&history, kept + 1);
+                to_lsn = if reach.end == kept + 1 { backup.stop_lsn } else { reach.end_lsn(size) };
+            }
             // A backup whose own WAL is not all there reaches nothing.
             let Some(last) = reach.end.checked_sub(1).filter(|_| to_lsn >= backup.stop_lsn) else { continue };
             let same = |window: &Window| window.timeline == timeline && window.to_lsn == to_lsn;
@@ -53,7 +61,8 @@ pub fn windows(backups: &[Backup], inventory: &Inventory) -> Vec<Window> {
                 from_time: backup.stop_time,
                 to_lsn,
                 last_segment: history.segment_name(last, size).to_string(),
-                hole: reach.hole.then(|| reach.missing.to_string()),
+                hole: (reach.beyond == Beyond::Wal).then(|| reach.missing.to_string()),
+                awaited: matches!(reach.beyond, Beyond::Fork(_)).then(|| reach.missing.to_string()),
             });
         }
     }

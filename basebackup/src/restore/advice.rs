@@ -7,30 +7,41 @@ use walkeep_common::cli::{Reporter, Severity};
 
 use super::directories::Directories;
 use super::execute::Done;
-use super::finish::ForeignTargets;
+use super::finish::Configuration;
 use super::plan::{Plan, RecoveryEnd};
 use super::recovery::Archiving;
 use super::target::{Role, Target, TargetAction};
 use crate::output::bytes;
 
 /// Warns of what will get in the way of the restored server.
-pub(super) fn warn(done: &Done, directories: &Directories, reporter: Reporter) {
-    match &done.targets {
-        ForeignTargets::None => {}
-        ForeignTargets::Found(names) => reporter.print(
-            Severity::Warning,
-            &format!("postgresql.conf sets {}, and PostgreSQL refuses more than one target", names.join(", ")),
-            Some("Remove it there before the server is started."),
-        ),
-        ForeignTargets::NoConfiguration => reporter.print(
-            Severity::Warning,
+pub(super) fn warn(plan: &Plan, done: &Done, directories: &Directories, reporter: Reporter) {
+    let warn = |message: &str, hint: &str| reporter.print(Severity::Warning, message, Some(hint));
+    match &done.configuration {
+        Configuration::Elsewhere => warn(
             &format!("there is no postgresql.conf in \"{}\": the server had it elsewhere", directories.data.display()),
-            Some(
-                "Start the server with its old configuration (pg_ctl -o '-c config_file=… -c data_directory=…'), or \
-                 put postgresql.conf and pg_hba.conf into the data directory. max_connections and its like must not be \
-                 lower than they were.",
-            ),
+            "Start the server with its old configuration (pg_ctl -o '-c config_file=… -c data_directory=…'), or put \
+             postgresql.conf and pg_hba.conf into the data directory. max_connections and its like must not be lower \
+             than they were, and no recovery target must be set there.",
         ),
+        Configuration::Here { targets, includes } => {
+            if !targets.is_empty() {
+                let consequence = if plan.request.target == Target::End {
+                    "where recovery would end"
+                } else {
+                    "and PostgreSQL refuses more than one target"
+                };
+                warn(
+                    &format!("postgresql.conf sets {}, {consequence}", targets.join(", ")),
+                    "Remove it there before the server is started.",
+                );
+            }
+            if *includes {
+                warn(
+                    "postgresql.conf has other files read, which were not looked at",
+                    "Make sure that none of them sets a recovery target.",
+                );
+            }
+        }
     }
 }
 
@@ -48,20 +59,14 @@ pub(super) fn next_steps(
         let _ = write!(text, "; {} of {} files were the same and stayed", done.kept, backup.files);
     }
     let _ = writeln!(text, ".\nStart the server: pg_ctl -D \"{}\" start", directories.data.display());
-    let _ = writeln!(
-        text,
-        "It replays up to {} segments, from {}; {}.",
-        plan.wal.segments,
-        plan.wal.first,
-        plan.end_text()
-    );
+    let _ = writeln!(text, "It replays WAL from {} on; {}.", plan.wal.first, plan.end_text());
     let has_target = plan.request.target != Target::End;
     let then = match (&plan.request.role, plan.request.action.unwrap_or_default()) {
         (Role::Standby { .. }, _) => "It follows as a standby until it is promoted: pg_ctl promote.",
         (Role::Primary, _) if !has_target => "Then it opens for writing, on a new timeline.",
         (Role::Primary, TargetAction::Pause) => {
-            "There it pauses and answers queries (with hot_standby on). Look at the data, then open it for writing: \
-             SELECT pg_wal_replay_resume()."
+            "There it pauses and answers queries (with hot_standby on; one that hangs waits for a lock of a transaction \
+             that is cut off there). Look at the data, then open it for writing: SELECT pg_wal_replay_resume()."
         }
         (Role::Primary, TargetAction::Promote) => "There it opens for writing, on a new timeline.",
         (Role::Primary, TargetAction::Shutdown) => {

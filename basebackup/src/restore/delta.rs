@@ -88,6 +88,7 @@ fn clear_directory(
     is_link: &impl Fn(&Path) -> bool,
     candidates: &mut Vec<IndexEntry>,
 ) -> Result<()> {
+    root.make_writable(path)?;
     for entry in root.entries(path)? {
         let below: PathBuf = path.join(&entry.name);
         match entry.kind {
@@ -135,7 +136,6 @@ fn compare(destination: &Destination, entry: &IndexEntry, meter: &Meter) -> Resu
         root.remove_file(below)?;
         return Ok(None);
     }
-    root.set_file_attributes(below, entry.mode, destination.owner)?;
     meter.add(*size);
     Ok(Some(entry.path.clone()))
 }

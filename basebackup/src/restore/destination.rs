@@ -136,6 +136,7 @@ impl Destination {
 /// # Errors
 /// From the operating system.
 pub fn empty(root: &Root, path: &Path) -> Result<()> {
+    root.make_writable(path)?;
     for entry in root.entries(path)? {
         let below = path.join(&entry.name);
         if entry.kind == EntryKind::Directory {

@@ -15,9 +15,9 @@ use super::contents::damaged;
 use super::delta;
 use super::destination::Destination;
 use super::directories::{Place, STAGED_CONTROL, allocated};
-use super::finish::{ForeignTargets, SIGNAL_FILES, publish_control, write_manifest, write_settings, write_wal};
+use super::finish::{Configuration, SIGNAL_FILES, publish_control, write_manifest, write_settings, write_wal};
 use super::root::Root;
-use super::write::{FileWriter, create_directories, create_files, synchronize};
+use super::write::{FileWriter, create_directories, create_files, settle};
 use crate::meter::Meter;
 use crate::pack::index::IndexEntry;
 use crate::pack::member::MemberPath;
@@ -64,7 +64,7 @@ pub struct Done {
     /// How many files could stay as they were.
     pub kept: usize,
     /// What the configuration in the data directory has to say.
-    pub targets: ForeignTargets,
+    pub configuration: Configuration,
 }
 
 /// Restores.
@@ -103,10 +103,10 @@ pub async fn execute(work: Work, reporter: Reporter) -> Result<Done> {
     let kept = copied?;
     write_wal(&archive, &work.backup, &destination).await?;
     write_manifest(&archive, &work.backup, &destination).await?;
-    let targets = write_settings(&destination, &work.settings, work.signal_file)?;
-    synchronize(&destination, &Arc::new(entries), work.jobs).await?;
+    let configuration = write_settings(&destination, &work.settings, work.signal_file)?;
+    settle(&destination, &Arc::new(entries), work.jobs).await?;
     publish_control(&destination)?;
-    Ok(Done { kept, targets })
+    Ok(Done { kept, configuration })
 }
 
 /// A member that is written before all others.
@@ -158,7 +158,7 @@ async fn begin(destination: &Destination, early: &[Early], writer: Arc<FileWrite
     create_files(destination, &entries)?;
     writer.write(&entries, 1).await?;
     for Early { entry, name } in early {
-        data.synchronize(entry.path.as_path())?;
+        data.settle(entry.path.as_path(), entry.mode, destination.owner)?;
         data.rename(entry.path.as_path(), Path::new(name))?;
     }
     data.synchronize(Path::new("global"))?;

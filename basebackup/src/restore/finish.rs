@@ -13,7 +13,7 @@ use super::contents;
 use super::destination::Destination;
 use super::directories::{Directories, STAGED_CONTROL};
 use super::root::Root;
-use super::settings::{recovery_targets, rewrite};
+use super::settings::{includes_others, recovery_targets, rewrite};
 use crate::files::manifest::{ManifestFile, ManifestReader, replace_file};
 
 /// PostgreSQL's list of the links in `pg_tblspc`.
@@ -110,7 +110,7 @@ pub(super) async fn write_wal(archive: &WalArchive, backup: &Backup, destination
     status_root.synchronize(&status)
 }
 
-/// Writes the recovery settings and the signal file. Returns targets in `postgresql.conf` that get in their way.
+/// Writes the recovery settings and the signal file. Returns what in `postgresql.conf` gets in their way.
 ///
 /// # Errors
 /// From the operating system.
@@ -118,7 +118,7 @@ pub(super) fn write_settings(
     destination: &Destination,
     settings: &[(String, String)],
     signal_file: &str,
-) -> Result<ForeignTargets> {
+) -> Result<Configuration> {
     let data = destination.data()?;
     let auto_conf = Path::new(AUTO_CONF);
     let before = read(data, auto_conf)?.unwrap_or_default();
@@ -127,21 +127,24 @@ pub(super) fn write_settings(
         data.remove_file(Path::new(name))?;
     }
     put(destination, data, Path::new(signal_file), b"")?;
-    let Some(main) = read(data, Path::new("postgresql.conf"))? else { return Ok(ForeignTargets::NoConfiguration) };
+    let Some(main) = read(data, Path::new("postgresql.conf"))? else { return Ok(Configuration::Elsewhere) };
     let ours: Vec<&String> = settings.iter().map(|(name, _)| name).collect();
-    let foreign: Vec<String> = recovery_targets(&main).into_iter().filter(|name| !ours.contains(&name)).collect();
-    Ok(if foreign.is_empty() { ForeignTargets::None } else { ForeignTargets::Found(foreign) })
+    let targets = recovery_targets(&main).into_iter().filter(|name| !ours.contains(&name)).collect();
+    Ok(Configuration::Here { targets, includes: includes_others(&main) })
 }
 
 /// What `postgresql.conf` has to say about recovery.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ForeignTargets {
-    /// Nothing that is not replaced.
-    None,
-    /// These targets.
-    Found(Vec<String>),
+pub enum Configuration {
     /// There is no such file: as in Debian, it was elsewhere.
-    NoConfiguration,
+    Elsewhere,
+    /// It is in the data directory.
+    Here {
+        /// Targets it sets that are not replaced.
+        targets: Vec<String>,
+        /// Whether it has other files read.
+        includes: bool,
+    },
 }
 
 /// The last step: from now on a server can start.

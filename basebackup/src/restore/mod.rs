@@ -101,7 +101,7 @@ pub async fn restore(args: &RestoreArgs, config: &Config, reporter: Reporter) ->
         existing: if args.delta { Existing::Delta } else { Existing::Nothing },
     };
     let done = execute(work, reporter).await?;
-    advice::warn(&done, &directories, reporter);
+    advice::warn(&plan, &done, &directories, reporter);
     match args.format {
         Format::Text => print(&advice::next_steps(&plan, &directories, &done, archiving, begun.elapsed())),
         Format::Json => Ok(()),
@@ -124,9 +124,10 @@ async fn prepare(args: &RestoreArgs, config: &Config) -> Result<Preparation> {
         directories.refuse_used()?;
         BTreeMap::new()
     };
-    let program = find_archive_get(std::env::current_exe().ok(), std::env::var_os("PATH"))?;
+    let program = find_archive_get(std::env::current_exe().ok().as_deref(), std::env::var_os("PATH").as_deref())?;
     let command = restore_command(&program, config, backup.system_identifier, plan.last_segment)?;
-    let archiving = Archiving::decide(backup, &host_name(), &directories.data, args.keep_archiving);
+    let same_place = host_name() == backup.host && is_same(Path::new(&backup.data_directory), &directories.data);
+    let archiving = Archiving::decide(same_place, args.keep_archiving);
     let settings = settings(&plan, command, archiving);
     let entries = contents::index(&archive, backup).await?;
     let kept_wal = backup.segment_size.bytes() * backup.kept_wal.len() as u64;
@@ -136,7 +137,7 @@ async fn prepare(args: &RestoreArgs, config: &Config) -> Result<Preparation> {
     } else {
         Ownership { owner: None, warning: None }
     };
-    Ok(Preparation { archive, directories, entries, spaces, ownership, archiving, settings, plan })
+    Ok(Preparation { archive, plan, directories, entries, spaces, ownership, archiving, settings })
 }
 
 /// The archive of the cluster that is meant, and its backups.
@@ -196,7 +197,12 @@ fn print_plan(prepared: &Preparation, format: Format) -> Result<()> {
     print(&text)
 }
 
-/// The path without links, as far as it exists: as PostgreSQL reports its own data directory.
+/// Whether a path that may have links in it, as PostgreSQL reports its own data directory, leads to this one without.
+fn is_same(recorded: &Path, directory: &Path) -> bool {
+    recorded.is_absolute() && real_path(recorded).is_ok_and(|real| real == directory)
+}
+
+/// The path without links, as far as it exists.
 fn real_path(path: &Path) -> Result<PathBuf> {
     let absolute = std::path::absolute(path).context("find", path)?;
     for existing in absolute.ancestors() {
@@ -219,4 +225,21 @@ fn data_directory_mode(backup: &Backup) -> u32 {
 
 fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(MOST_JOBS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_the_same_by_whatever_path() {
+        let scratch = tempfile::tempdir().unwrap();
+        let root = fs::canonicalize(scratch.path()).unwrap();
+        fs::create_dir(root.join("disk")).unwrap();
+        std::os::unix::fs::symlink(root.join("disk"), root.join("link")).unwrap();
+        let data = real_path(&root.join("link/data")).unwrap();
+        assert_eq!(data, root.join("disk/data"));
+        assert!(is_same(&root.join("link/data"), &data) && is_same(&root.join("disk//data/"), &data));
+        assert!(!is_same(&root.join("link/other"), &data) && !is_same(Path::new("data"), &data));
+    }
 }

@@ -1,5 +1,6 @@
 //! The recovery settings of the restored server.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use walkeep_common::config::{Config, is_variable};
@@ -13,6 +14,16 @@ use super::target::{Bound, Role, Target};
 /// The program that fetches WAL.
 const ARCHIVE_GET: &str = "archive-get";
 
+/// What else recovery obeys, switched off: `postgresql.conf` is of another time, and these would still hold. Targets are
+/// not among them: PostgreSQL takes an empty one after the real one for a second target.
+const NEUTRAL: [(&str, &str); 5] = [
+    ("archive_cleanup_command", ""),
+    ("recovery_end_command", ""),
+    ("recovery_min_apply_delay", "0"),
+    ("primary_conninfo", ""),
+    ("primary_slot_name", ""),
+];
+
 /// Whether the restored server archives its WAL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Archiving {
@@ -25,9 +36,9 @@ pub enum Archiving {
 }
 
 impl Archiving {
-    /// Decides by where the backup was taken and where it goes.
-    pub fn decide(backup: &Backup, host: &str, data_directory: &Path, keep: bool) -> Self {
-        if host == backup.host && data_directory == Path::new(&backup.data_directory) {
+    /// Decides by whether the backup goes where it was taken.
+    pub fn decide(same_place: bool, keep: bool) -> Self {
+        if same_place {
             Self::SamePlace
         } else if keep {
             Self::Kept
@@ -70,9 +81,9 @@ pub fn settings(plan: &Plan, restore_command: String, archiving: Archiving) -> V
     settings.push(("recovery_target_timeline", timeline));
     if let Some(target) = request.target.setting() {
         settings.push(target);
-        let has_bound = !matches!(request.target, Target::Immediate | Target::Name(_));
-        if has_bound && request.bound == Bound::Exclusive {
-            settings.push(("recovery_target_inclusive", "off".to_owned()));
+        if !matches!(request.target, Target::Immediate | Target::Name(_)) {
+            let inclusive = if request.bound == Bound::Inclusive { "on" } else { "off" };
+            settings.push(("recovery_target_inclusive", inclusive.to_owned()));
         }
         settings.push(("recovery_target_action", request.action.unwrap_or_default().as_str().to_owned()));
     }
@@ -82,6 +93,11 @@ pub fn settings(plan: &Plan, restore_command: String, archiving: Archiving) -> V
     }
     if archiving == Archiving::Off {
         settings.push(("archive_mode", "off".to_owned()));
+    }
+    for (name, neutral) in NEUTRAL {
+        if settings.iter().all(|(set, _)| *set != name) {
+            settings.push((name, neutral.to_owned()));
+        }
     }
     settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
@@ -129,9 +145,9 @@ fn shell_quoted(word: &str) -> String {
 ///
 /// # Errors
 /// `Usage` if there is none.
-pub fn find_archive_get(own: Option<PathBuf>, search_path: Option<std::ffi::OsString>) -> Result<PathBuf> {
-    let beside = own.as_deref().and_then(Path::parent).map(Path::to_owned);
-    let searched = search_path.iter().flat_map(std::env::split_paths).filter(|directory| directory.is_absolute());
+pub fn find_archive_get(own: Option<&Path>, search_path: Option<&OsStr>) -> Result<PathBuf> {
+    let beside = own.and_then(Path::parent).map(Path::to_owned);
+    let searched = search_path.into_iter().flat_map(std::env::split_paths).filter(|directory| directory.is_absolute());
     let mut candidates = beside.into_iter().chain(searched).map(|directory| directory.join(ARCHIVE_GET));
     candidates.find(|candidate| candidate.is_file()).ok_or_else(|| {
         Error::new(Kind::Usage, "the program \"archive-get\" is neither beside this one nor on the search path")
@@ -181,13 +197,13 @@ mod tests {
     #[test]
     fn archive_get_is_looked_for_beside_this_program_first() {
         let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let own = Some(first.path().join("basebackup"));
-        let search = || Some(second.path().as_os_str().to_owned());
-        assert_eq!(find_archive_get(own.clone(), search()).unwrap_err().kind(), Kind::Usage);
+        let own = first.path().join("basebackup");
+        let find = || find_archive_get(Some(&own), Some(second.path().as_os_str()));
+        assert_eq!(find().unwrap_err().kind(), Kind::Usage);
         std::fs::write(second.path().join("archive-get"), "").unwrap();
-        assert_eq!(find_archive_get(own.clone(), search()).unwrap(), second.path().join("archive-get"));
+        assert_eq!(find().unwrap(), second.path().join("archive-get"));
         std::fs::write(first.path().join("archive-get"), "").unwrap();
-        assert_eq!(find_archive_get(own, search()).unwrap(), first.path().join("archive-get"));
+        assert_eq!(find().unwrap(), first.path().join("archive-get"));
     }
 
     #[test]

@@ -115,13 +115,28 @@ impl Root {
         Ok(file)
     }
 
-    /// Gives a file its mode and owner.
+    /// Gives a file or a directory its final mode and owner, and makes it survive a power failure.
     ///
     /// # Errors
     /// From the operating system.
-    pub fn set_file_attributes(&self, path: &Path, mode: u32, owner: Option<FileOwner>) -> Result<()> {
+    pub fn settle(&self, path: &Path, mode: u32, owner: Option<FileOwner>) -> Result<()> {
         let file = self.open_to_read(path)?;
-        self.set_attributes(&file, path, mode, owner)
+        self.set_attributes(&file, path, mode, owner)?;
+        file.sync_all().context("synchronize", &self.path.join(path))
+    }
+
+    /// Lets the owner change what is in a directory, whatever its mode was; `""` is the directory itself.
+    ///
+    /// # Errors
+    /// From the operating system.
+    pub fn make_writable(&self, path: &Path) -> Result<()> {
+        let directory = self.open_at(path, DIRECTORY, "open directory")?;
+        let stat = rustix::fs::fstat(&directory).map_err(|error| self.error("look at", path, error))?;
+        let mode = Mode::from_raw_mode(stat.st_mode);
+        if mode.contains(Mode::RWXU) {
+            return Ok(());
+        }
+        rustix::fs::fchmod(&directory, mode | Mode::RWXU).map_err(|error| self.error("set mode of", path, error))
     }
 
     /// Opens a file to write into.

@@ -68,6 +68,12 @@ pub fn recovery_targets(contents: &[u8]) -> BTreeSet<String> {
     names.filter(|name| targets.contains(&name.as_str()) || name == "recovery_target_xid").collect()
 }
 
+/// Whether a configuration file has others read as well, which may set anything.
+pub fn includes_others(contents: &[u8]) -> bool {
+    let mut names = contents.split(|&b| b == b'\n').filter_map(setting_name);
+    names.any(|name| matches!(name.as_str(), "include" | "include_if_exists" | "include_dir"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,5 +122,11 @@ mod tests {
         let found =
             recovery_targets(b"#recovery_target_xid = 1\nrecovery_target_lsn = '0/1'\n recovery_target_action=pause");
         assert_eq!(found.into_iter().collect::<Vec<_>>(), ["recovery_target_lsn"]);
+    }
+
+    #[test]
+    fn other_files_that_are_read_are_noticed() {
+        assert!(includes_others(b"port = 1\ninclude_dir 'conf.d'\n") && includes_others(b" Include_If_Exists = 'a'"));
+        assert!(!includes_others(b"#include = 'a'\nincluded.x = 1\n"));
     }
 }

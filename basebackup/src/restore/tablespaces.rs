@@ -65,7 +65,8 @@ impl fmt::Display for Mapping {
     }
 }
 
-/// The directory of each tablespace after the restore, by its object identifier.
+/// The directory of each tablespace after the restore, by its object identifier. What was in the data directory stays
+/// there.
 ///
 /// # Errors
 /// `Usage` if a mapping names no tablespace of the backup, or two directories are one or lie in each other.
@@ -91,7 +92,8 @@ pub fn place(
         }
     }
     let mut placed: BTreeMap<u32, PathBuf> = BTreeMap::new();
-    for tablespace in tablespaces {
+    // Relative to whatever this program's directory is, a path means nothing.
+    for tablespace in tablespaces.iter().filter(|tablespace| old(tablespace).is_absolute()) {
         let mapped = mappings.iter().find(|mapping| mapping.old == old(tablespace));
         let directory = mapped.map_or_else(|| old(tablespace), |mapping| mapping.new.clone());
         let others = placed.values().map(PathBuf::as_path).chain([data_directory]).chain(wal_directory);
@@ -145,6 +147,8 @@ mod tests {
             let mappings: Vec<Mapping> = bad.iter().map(|text| mapping(text)).collect();
             assert_eq!(place(&backup, &mappings, data, None).unwrap_err().kind(), Kind::Usage, "{bad:?}");
         }
+        let in_place = [tablespace(1, "/fast"), tablespace(3, "pg_tblspc/3")];
+        assert_eq!(place(&in_place, &[], data, None).unwrap().into_keys().collect::<Vec<_>>(), [1]);
         assert!(place(&backup, &[mapping("/fast=/x"), mapping("/fast=/y")], data, None).is_err());
         assert!(place(&[], &[], data, Some(Path::new("/data/wal"))).is_err());
     }

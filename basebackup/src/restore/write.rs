@@ -206,7 +206,11 @@ impl Checks {
     }
 }
 
-/// Makes the files that the members are written into: with their sizes, owner and modes.
+/// What the owner must be allowed to do with a file or a directory until everything is in place.
+const WHILE_WRITING: (u32, u32) = (0o600, 0o700);
+
+/// Makes the files that the members are written into: with their sizes and owner, and the mode they get in the end but
+/// for the right to write, which the backup's own mode may lack.
 ///
 /// # Errors
 /// From the operating system.
@@ -217,7 +221,7 @@ pub(super) fn create_files<'e>(
     for entry in entries {
         let Some(contents) = &entry.contents else { continue };
         let (root, below) = destination.locate(&entry.path)?;
-        drop(root.create_file(below, contents.size, entry.mode, destination.owner)?);
+        drop(root.create_file(below, contents.size, entry.mode | WHILE_WRITING.0, destination.owner)?);
     }
     Ok(())
 }
@@ -232,36 +236,40 @@ pub(super) fn create_directories(destination: &Destination, entries: &[IndexEntr
     for entry in directories {
         let (root, below) = destination.locate(&entry.path)?;
         if !below.as_os_str().is_empty() {
-            root.make_directory(below, entry.mode, destination.owner)?;
+            root.make_directory(below, entry.mode | WHILE_WRITING.1, destination.owner)?;
         }
     }
     Ok(())
 }
 
-/// Makes all files and directories survive a power failure.
+/// Gives all files and directories their final modes, and makes them survive a power failure. Directories come after
+/// what is in them, for their own modes may forbid to look there.
 ///
 /// # Errors
 /// From the operating system.
-pub(super) async fn synchronize(
-    destination: &Arc<Destination>,
-    entries: &Arc<Vec<IndexEntry>>,
-    jobs: usize,
-) -> Result<()> {
+pub(super) async fn settle(destination: &Arc<Destination>, entries: &Arc<Vec<IndexEntry>>, jobs: usize) -> Result<()> {
     let share = entries.len().div_ceil(jobs).max(1);
     let shares = (0..entries.len()).step_by(share).map(|from| {
         let (destination, entries) = (Arc::clone(destination), Arc::clone(entries));
         async move {
             let task = tokio::task::spawn_blocking(move || {
-                entries.iter().skip(from).take(share).try_for_each(|entry| {
-                    let (root, below) = destination.locate(&entry.path)?;
-                    root.synchronize(below)
-                })
+                let mut files = entries.iter().skip(from).take(share).filter(|entry| entry.contents.is_some());
+                files.try_for_each(|entry| settle_entry(&destination, entry))
             });
             task.await.map_err(|error| Error::new(Kind::Internal, "a thread failed").caused_by(error))?
         }
     });
     stream::iter(shares).buffer_unordered(jobs).try_collect::<()>().await?;
+    let mut directories: Vec<&IndexEntry> = entries.iter().filter(|entry| entry.contents.is_none()).collect();
+    directories.sort_unstable_by_key(|entry| std::cmp::Reverse(entry.path.as_bytes()));
+    directories.into_iter().try_for_each(|entry| settle_entry(destination, entry))?;
     destination.roots().try_for_each(|(_, root)| root.synchronize(Path::new("")))
+}
+
+fn settle_entry(destination: &Destination, entry: &IndexEntry) -> Result<()> {
+    let (root, below) = destination.locate(&entry.path)?;
+    // The declared directories have modes of their own.
+    if below.as_os_str().is_empty() { Ok(()) } else { root.settle(below, entry.mode, destination.owner) }
 }
 
 /// Writes everything but zeros: the file has its size already, and reads as zeros where nothing was written.

@@ -15,7 +15,7 @@ use super::server::{ArchiveMode, BackupFunctions, Server};
 pub fn check(server: &Server) -> Vec<Error> {
     let rights = missing_rights(server);
     let problems = if server.in_recovery { on_standby(server) } else { on_primary(server) };
-    rights.into_iter().chain(problems).collect()
+    rights.into_iter().chain(problems).chain(nameless_tablespaces(server)).collect()
 }
 
 fn on_primary(server: &Server) -> Vec<Error> {
@@ -38,6 +38,19 @@ fn on_primary(server: &Server) -> Vec<Error> {
         );
     }
     problems
+}
+
+/// A backup's record is text, and a restore must find the very directory.
+fn nameless_tablespaces(server: &Server) -> impl Iterator<Item = Error> {
+    let nameless = server.tablespaces.iter().filter(|tablespace| tablespace.location.to_str().is_none());
+    nameless.map(|tablespace| {
+        let location = tablespace.location.display();
+        Error::new(
+            Kind::Invalid,
+            format!("the path of tablespace \"{}\", \"{location}\", is not UTF-8", tablespace.name),
+        )
+        .hint("Stop PostgreSQL, rename the directory and point the link in pg_tblspc to it.")
+    })
 }
 
 fn on_standby(server: &Server) -> Vec<Error> {
@@ -107,7 +120,7 @@ pub(super) fn not_the_cluster(target: &str, directory: &Path) -> Error {
 
 fn unreadable(error: Error, directory: &Path, target: &str) -> Error {
     match error.kind() {
-        Kind::NotFound => not_the_cluster(target, directory).caused_by(error),
+        Kind::Missing => not_the_cluster(target, directory).caused_by(error),
         Kind::Refused => error.hint("Run basebackup as the operating system's user that owns the data directory."),
         _ => error,
     }

@@ -7,14 +7,16 @@ mod args;
 mod begin;
 mod copy;
 mod finish;
+mod histories;
 mod owner;
 mod packs;
 mod record;
 mod wal;
 
+use std::cell::OnceCell;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use walkeep_common::cli::{Reporter, Severity};
 use walkeep_common::config::Config;
@@ -25,6 +27,7 @@ use walkeep_common::postgres::control::{ControlFile, read_bytes};
 use walkeep_common::repository::backup::Backup;
 use walkeep_common::repository::layout::BackupId;
 use walkeep_common::retry::Patience;
+use walkeep_common::store::Store;
 use walkeep_common::wal_archive::WalArchive;
 
 pub use self::args::TakeArgs;
@@ -45,16 +48,24 @@ use crate::session::{Session, preflight};
 /// How long one request is tried again: an outage shorter than this costs a backup nothing but time.
 const PATIENCE: Patience = Patience::For(Duration::from_secs(10 * 60));
 
+/// How long the repository may be out of reach before anything has begun: somebody waits for the message.
+const FIRST_PATIENCE: Duration = Duration::from_secs(30);
+
 /// Takes a backup and prints its id.
 ///
 /// # Errors
 /// `Usage` for options that cannot work; `Refused` and `Invalid` for rights and settings that must change first;
 /// `Unavailable` if the server or the repository fails for too long. Nothing that looks like a backup is left.
 pub async fn take(args: &TakeArgs, config: &Config, reporter: Reporter) -> Result<()> {
-    let backup = tokio::select! {
-        taken = run(args, config, reporter) => taken?,
-        interrupted = interrupted() => return Err(interrupted),
+    let store = OnceCell::new();
+    let taken = tokio::select! {
+        taken = run(args, config, reporter, &store) => taken,
+        interrupted = interrupted() => Err(interrupted),
     };
+    if let (Err(_), Some(store)) = (&taken, store.get()) {
+        store.remove_given_up().await;
+    }
+    let backup = taken?;
     match args.format {
         Format::Json => print_json(&backup),
         Format::Text => print(&format!("{}\n", backup.id)),
@@ -74,7 +85,8 @@ async fn interrupted() -> Error {
     }
 }
 
-async fn run(args: &TakeArgs, config: &Config, reporter: Reporter) -> Result<Backup> {
+/// Takes the backup; sets `used` to the store as soon as anything may be written to it.
+async fn run(args: &TakeArgs, config: &Config, reporter: Reporter, used: &OnceCell<Store>) -> Result<Backup> {
     let parameters = ConnectionParameters::resolve(&args.connection, &Environment::of_process()?)?;
     let session = Session::connect(&parameters).await?;
     let server = session.server().await?;
@@ -83,7 +95,10 @@ async fn run(args: &TakeArgs, config: &Config, reporter: Reporter) -> Result<Bac
     session.lock_for_backup().await?;
 
     let archive = WalArchive::open(config, control.system_identifier, HostMemory::open(config), PATIENCE)?;
-    archive.prepare_to_write(Some(server.settings.segment_size), Some(server.version.major())).await?;
+    let _ = used.set(archive.store().clone());
+    let soon = Patience::Until(Instant::now() + FIRST_PATIENCE);
+    let (segment_size, major) = (server.settings.segment_size, server.version.major());
+    archive.with_patience(soon).prepare_to_write(Some(segment_size), Some(major)).await?;
     let id = begin::begin(&archive, data_directory, &control).await?;
 
     let backup_mode = BackupMode::start(session, &args.label, args.checkpoint.into()).await?;
@@ -203,7 +218,9 @@ impl Job<'_> {
     /// Stores what describes the backup, sees its WAL archived, and makes it exist.
     async fn complete(&self, facts: Facts<'_>) -> Result<Backup> {
         let size = self.server.settings.segment_size;
-        let history = record::history(self.archive, self.data_directory, facts.stopped.stop_timeline).await?;
+        let Stopped { timeline, stop_timeline, .. } = facts.stopped;
+        let history = histories::history(self.archive, self.data_directory, stop_timeline).await?;
+        histories::see_archived(self.archive, self.data_directory, &history, timeline, self.reporter).await?;
         let needed = wal::NeededWal::new(&history, facts.started.lsn, facts.stopped.lsn, size);
         let ranges = facts.wal_ranges(&history)?;
         let index = finish::store_index(self.archive, self.id, &facts.packs).await?;
@@ -227,7 +244,7 @@ impl Job<'_> {
             bytes(backup.stored_size),
             backup.start_lsn,
             backup.stop_lsn,
-            backup.timeline
+            backup.end_timeline()
         );
         self.reporter.print(Severity::Info, &summary, None);
         Ok(backup)

@@ -1,14 +1,9 @@
 //! `backup.json`: what is known of a backup once everything else of it is stored.
 
-use std::path::Path;
-
 use walkeep_common::cli::{Severity, host_name};
 use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::repository::backup::{Backup, BadPage, Owner, StoredObject, Tablespace};
 use walkeep_common::wal::history::TimelineHistory;
-use walkeep_common::wal::name::WalFileName;
-use walkeep_common::wal::segment::Timeline;
-use walkeep_common::wal_archive::WalArchive;
 use walkeep_common::wal_object::header::FORMAT_VERSION;
 
 use super::args::ChecksumFailures;
@@ -47,36 +42,15 @@ impl Facts<'_> {
     }
 }
 
-/// The history of the timeline a backup ended on: from `pg_wal`, else from the archive.
-///
-/// # Errors
-/// `Invalid` if it is in neither; `Damaged`; `Unavailable`.
-pub(super) async fn history(
-    archive: &WalArchive,
-    data_directory: &Path,
-    timeline: Timeline,
-) -> Result<TimelineHistory> {
-    if timeline == Timeline(1) {
-        return Ok(TimelineHistory::without_ancestors(timeline));
-    }
-    let name = WalFileName::History(timeline);
-    let local = std::fs::read_to_string(data_directory.join("pg_wal").join(name.to_string())).ok();
-    if let Some(history) = local.and_then(|text| TimelineHistory::parse(timeline, &text).ok()) {
-        return Ok(history);
-    }
-    archive.history(timeline).await?.ok_or_else(|| {
-        Error::new(Kind::Invalid, format!("\"{name}\" is neither in pg_wal nor in the archive"))
-            .hint("Without it nothing can be recovered to this timeline. Copy it from another server into pg_wal.")
-    })
-}
-
 impl Job<'_> {
     pub(super) fn record(&self, facts: Facts<'_>, needed: &NeededWal, objects: Objects) -> Result<Backup> {
         let Facts { started, stopped, scan, packs } = facts;
         let root = super::root(scan)?;
         let named = owner::named(root.uid, root.gid);
         let known = |name: String| Some(name).filter(|name| !name.is_empty());
-        let tablespaces = self.server.tablespaces.iter().map(|space| Tablespace {
+        // One made in place lies in the data directory, as its files in the packs do.
+        let outside = self.server.tablespaces.iter().filter(|space| space.location.is_absolute());
+        let tablespaces = outside.map(|space| Tablespace {
             oid: space.oid,
             name: space.name.clone(),
             location: space.location.display().to_string(),
@@ -92,6 +66,7 @@ impl Job<'_> {
             pg_version: self.server.version.0,
             segment_size: self.server.settings.segment_size,
             timeline: stopped.timeline,
+            stop_timeline: Some(stopped.stop_timeline),
             start_lsn: started.lsn,
             stop_lsn: stopped.lsn,
             start_wal: needed.first(),

@@ -1,5 +1,6 @@
 //! Work that may be waited for only so long: PostgreSQL waits without a limit for the commands it runs.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -32,10 +33,7 @@ pub fn bounded<T: Send + 'static>(
     loop {
         match receiver.recv_timeout(LOOK_AGAIN) {
             Ok(result) => return result,
-            Err(RecvTimeoutError::Disconnected) => {
-                return Err(Error::new(Kind::Internal, Reporter::panic_message())
-                    .hint("This is a defect of Walkeep; please report it with this message."));
-            }
+            Err(RecvTimeoutError::Disconnected) => return Err(panicked()),
             Err(RecvTimeoutError::Timeout) => {
                 if let Some(error) = give_up(begun.elapsed()) {
                     return Err(error);
@@ -43,6 +41,19 @@ pub fn bounded<T: Send + 'static>(
             }
         }
     }
+}
+
+/// Runs `work` and turns a panic into an error: the exit code of a panic, 101, is one that PostgreSQL would misread.
+///
+/// # Errors
+/// The work's, or `Internal` if it panicked.
+pub fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(panicked()))
+}
+
+fn panicked() -> Error {
+    Error::new(Kind::Internal, Reporter::panic_message())
+        .hint("This is a defect of Walkeep; please report it with this message.")
 }
 
 #[cfg(test)]

@@ -55,6 +55,9 @@ impl CommonArgs {
 
 /// Turns what is wrong with the arguments into one line and a hint.
 pub fn usage_error(problem: &clap::Error) -> Error {
+    if !problem.use_stderr() {
+        return Error::new(Kind::Usage, "--help and --version must be the only argument");
+    }
     let text = problem.to_string();
     let (message, usage) = text.split_once("Usage:").unwrap_or((&text, ""));
     let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");

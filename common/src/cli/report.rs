@@ -51,6 +51,8 @@ impl Reporter {
         let subscriber = tracing_subscriber::fmt()
             .with_writer(std::io::stderr)
             .with_max_level(Level::WARN)
+            // A message that cannot be written is lost; the library would panic over it.
+            .log_internal_errors(false)
             .event_format(reporter)
             .finish();
         // Only a second installation in one process could fail, and then the first one serves.

@@ -48,13 +48,19 @@ impl Location {
         if scheme == "file" {
             return parse_directory(rest);
         }
+        let in_bucket: fn(String) -> Scheme = match scheme {
+            "s3" => |bucket| Scheme::S3 { bucket },
+            "gs" => |bucket| Scheme::Gcs { bucket },
+            "az" => |container| Scheme::Azure { container },
+            _ => return Err(expected.to_owned()),
+        };
         if rest.contains(['?', '#', '@']) {
-            return Err("credentials and options do not belong into the URL".to_owned());
+            return Err("credentials and options do not belong into it: expected scheme://bucket/prefix".to_owned());
         }
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         let prefix = prefix.trim_end_matches('/').to_owned();
         if bucket.is_empty() {
-            return Err("the bucket is missing".to_owned());
+            return Err(format!("the bucket is missing: expected {scheme}://bucket/prefix"));
         }
         if bucket.contains(':') {
             return Err(
@@ -64,14 +70,15 @@ impl Location {
         if prefix.split('/').any(|part| matches!(part, "." | "..") || part.is_empty() && !prefix.is_empty()) {
             return Err("the prefix has an empty part, \".\" or \"..\"".to_owned());
         }
-        let bucket = bucket.to_owned();
-        let scheme = match scheme {
-            "s3" => Scheme::S3 { bucket },
-            "gs" => Scheme::Gcs { bucket },
-            "az" => Scheme::Azure { container: bucket },
-            _ => return Err(expected.to_owned()),
-        };
-        Ok(Self { scheme, prefix })
+        Ok(Self { scheme: in_bucket(bucket.to_owned()), prefix })
+    }
+}
+
+/// The URL for messages: without what stands before an "@", which may be a secret.
+pub(super) fn without_credentials(url: &str) -> String {
+    match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://…@{rest}"),
+        _ => url.to_owned(),
     }
 }
 

@@ -142,7 +142,8 @@ impl Config {
         else {
             return Err(no_repository(file.as_deref()));
         };
-        let repository = Location::parse(&url).map_err(|problem| invalid(&set_by, "repository", &url, &problem))?;
+        let repository = Location::parse(&url)
+            .map_err(|problem| invalid(&set_by, "repository", &location::without_credentials(&url), &problem))?;
 
         let cluster = flag(&flags.cluster, "--cluster").or_else(|| pick("WALKEEP_CLUSTER", settings.cluster));
         let cluster = match cluster {

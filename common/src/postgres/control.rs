@@ -111,6 +111,29 @@ impl ControlFile {
     }
 }
 
+/// The control file of the cluster that a file in `pg_wal` belongs to: in the working directory, which is PostgreSQL's
+/// data directory, else above the file, whose path people and other programs give.
+///
+/// # Errors
+/// `Invalid` if the two are of different clusters: the file would be filed under the wrong one.
+pub fn of_wal_file(path: &Path) -> Result<Option<ControlFile>> {
+    let here = ControlFile::read(Path::new(".")).ok();
+    let above = path.parent().and_then(|directory| ControlFile::read(&directory.join("..")).ok());
+    match (here, above) {
+        (Some(here), Some(above)) if here.system_identifier != above.system_identifier => Err(Error::new(
+            Kind::Invalid,
+            format!(
+                "\"{}\" belongs to the cluster {}, the working directory to {}",
+                path.display(),
+                above.system_identifier,
+                here.system_identifier
+            ),
+        )
+        .hint("Run it in the data directory of the file's cluster.")),
+        (here, above) => Ok(here.or(above)),
+    }
+}
+
 /// Reads `global/pg_control` until its checksum is right: PostgreSQL writes it in place, and a reader may see half
 /// of a write (`get_controlfile`, src/common/controldata_utils.c, retries in the same way).
 ///

@@ -55,8 +55,11 @@ pub struct Backup {
     pub pg_version: u32,
     /// The cluster's WAL segment size.
     pub segment_size: SegmentSize,
-    /// The timeline it was taken on.
+    /// The timeline of its start.
     pub timeline: Timeline,
+    /// The timeline of its end, if that is recorded: [`Backup::end_timeline`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_timeline: Option<Timeline>,
     /// Where replay begins.
     pub start_lsn: Lsn,
     /// Where replay must have come for the copy to be consistent.
@@ -220,6 +223,11 @@ impl Backup {
         self.pg_version / 10_000
     }
 
+    /// The timeline it ended on: a standby follows its primary's promotion while its backup is taken.
+    pub fn end_timeline(&self) -> Timeline {
+        self.stop_timeline.unwrap_or(self.timeline)
+    }
+
     /// Whether the fields can be true together, and belong to the folder of `id`.
     ///
     /// # Errors
@@ -230,6 +238,9 @@ impl Backup {
         }
         if self.start_lsn > self.stop_lsn {
             return Err(format!("it stops at {}, before its start at {}", self.stop_lsn, self.start_lsn));
+        }
+        if self.end_timeline() < self.timeline {
+            return Err(format!("it stops on timeline {}, before its start on {}", self.end_timeline(), self.timeline));
         }
         if self.packs.is_empty() {
             return Err("it names no pack".to_owned());

@@ -25,6 +25,11 @@ const CREDENTIAL_CODES: [&str; 8] = [
 /// Codes that a fresh signature, with credentials read anew, may clear up.
 const OUTDATED_CODES: [&str; 3] = ["ExpiredToken", "TokenRefreshRequired", "RequestTimeTooSkewed"];
 const MISSING_BUCKET_CODES: [&str; 3] = ["NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist"];
+/// Where a machine of a cloud asks for its own credentials: the last resort where none are configured.
+const METADATA_SERVICES: [&str; 4] =
+    ["//169.254.169.254/", "//169.254.170.", "//metadata.google.internal", "//login.microsoftonline.com"];
+/// Codes that mean the credentials are accepted and not allowed to do this.
+const RIGHTS_CODES: [&str; 3] = ["AccessDenied", "AuthorizationPermissionMismatch", "does not have storage."];
 /// Answers with a 4xx status that come from load or a slow link, not from the request.
 const TRANSIENT_CODES: [&str; 4] = ["RequestTimeout", "SlowDown", "OperationAborted", "ServerBusy"];
 
@@ -44,6 +49,11 @@ pub(super) fn is_missing_object(error: &StoreError) -> bool {
     matches!(error, StoreError::NotFound { .. }) && !mentions(&text(error), &MISSING_BUCKET_CODES)
 }
 
+/// Whether the store does not let us do this.
+pub(super) fn is_refusal(error: &StoreError) -> bool {
+    matches!(error, StoreError::PermissionDenied { .. } | StoreError::Unauthenticated { .. })
+}
+
 /// Whether the store does not know conditional puts.
 pub(super) fn is_not_implemented(error: &StoreError) -> bool {
     matches!(error, StoreError::NotImplemented { .. }) || status(&text(error)) == Some(501)
@@ -55,16 +65,21 @@ pub(super) fn is_range_not_satisfiable(error: &StoreError) -> bool {
     status(&text) == Some(416) || text.contains("Wanted range starting at") || text.contains("Out of range of file")
 }
 
+/// Whether the store answered a request for a range with the whole object.
+pub(super) fn is_whole_answer(error: &StoreError) -> bool {
+    text(error).contains("non-partial response")
+}
+
 /// Turns a failure into ours. Text that came from a peer is cut and printed in one line.
 pub(super) fn explain(location: &Location, doing: &str, url: &str, error: &StoreError) -> Error {
     let text = text(error);
-    let failure = classify(location, error, &text);
+    let failure = classify(location, error, &without_addresses(&text));
     let message = format!("could not {doing} \"{url}\": {}", failure.words.unwrap_or_else(|| shorten(&text)));
     let mut error = Error::new(failure.kind, message);
     if let Some(hint) = failure.hint {
         error = error.hint(hint);
     }
-    if mentions(&text, &OUTDATED_CODES) { error.worth_one_more() } else { error }
+    if mentions(&text, &OUTDATED_CODES) || mentions(&text, &METADATA_SERVICES) { error.worth_one_more() } else { error }
 }
 
 struct Failure {
@@ -87,6 +102,10 @@ fn classify(location: &Location, error: &StoreError, text: &str) -> Failure {
     if let Some(error) = io_cause(error) {
         return classify_io(error);
     }
+    if mentions(text, &METADATA_SERVICES) {
+        let words = format!("no credentials are configured, and this machine was not given any: {}", shorten(text));
+        return Failure::refused(&words, credentials_hint(location));
+    }
     if mentions(text, &MISSING_BUCKET_CODES) {
         return Failure::refused("the bucket does not exist", "Create it, or correct \"repository\".");
     }
@@ -103,9 +122,7 @@ fn classify(location: &Location, error: &StoreError, text: &str) -> Failure {
         return Failure::new(Kind::Unavailable);
     }
     match error {
-        StoreError::PermissionDenied { .. } | StoreError::Unauthenticated { .. } => {
-            Failure { hint: Some(rights_hint(location)), ..Failure::new(Kind::Refused) }
-        }
+        StoreError::PermissionDenied { .. } | StoreError::Unauthenticated { .. } => forbidden(location, text),
         StoreError::NotFound { .. } => Failure::refused(
             "the store answers 404 although this is not about one object",
             "Check \"repository\" and the endpoint: the bucket must exist.",
@@ -115,10 +132,19 @@ fn classify(location: &Location, error: &StoreError, text: &str) -> Failure {
                 hint: Some("The bucket is in another region: set \"region\" in the section [s3].".to_owned()),
                 ..Failure::new(Kind::Refused)
             },
+            Some(401 | 403) => forbidden(location, text),
             Some(408 | 429 | 499 | 500..) | None => classify_transport(location, text),
             Some(_) => Failure::new(Kind::Refused),
         },
     }
+}
+
+/// The credentials are wrong or not allowed to do this; not every store says which.
+fn forbidden(location: &Location, text: &str) -> Failure {
+    let rights = rights_hint(location);
+    let known = mentions(text, &RIGHTS_CODES);
+    let hint = if known { rights } else { format!("{} {rights}", credentials_hint(location)) };
+    Failure { hint: Some(hint), ..Failure::new(Kind::Refused) }
 }
 
 /// What happened on the way to the store: all of it may pass, some of it only with help.
@@ -139,13 +165,17 @@ fn classify_transport(location: &Location, text: &str) -> Failure {
         };
         return Failure { hint: Some(hint.to_owned()), ..Failure::new(Kind::Unavailable) };
     }
-    if text.contains("credential") || text.contains("MetadataRequest") || text.contains("metadata") {
-        return Failure { hint: Some(credentials_hint(location)), ..Failure::new(Kind::Refused) };
-    }
     Failure::new(Kind::Unavailable)
 }
 
 fn classify_io(error: &io::Error) -> Failure {
+    // EPERM, and not EACCES: the file system cannot do it at all.
+    if error.raw_os_error() == Some(1) || error.kind() == io::ErrorKind::Unsupported {
+        return Failure::refused(
+            "the operation is not permitted on this file system",
+            "The repository needs a file system with hard links: FAT and some network file systems have none.",
+        );
+    }
     match error.kind() {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Failure {
             hint: Some("The user that runs PostgreSQL must be able to read and write the repository.".to_owned()),
@@ -215,6 +245,14 @@ fn text(error: &StoreError) -> String {
     text
 }
 
+/// The text without URLs and paths: names of buckets and clusters must not be taken for codes. The addresses at which
+/// credentials are asked for stay.
+fn without_addresses(text: &str) -> String {
+    let is_address = |word: &&str| word.contains("://") || word.contains('/') && !word.contains('<');
+    let kept = |word: &&str| !is_address(word) || mentions(word, &METADATA_SERVICES);
+    text.split_whitespace().filter(kept).collect::<Vec<_>>().join(" ")
+}
+
 fn status(text: &str) -> Option<u16> {
     let after = text.split("status code: ").nth(1)?;
     after.get(..3)?.parse().ok()
@@ -270,6 +308,25 @@ mod tests {
         }
         assert_eq!(kind(&generic("error sending request: Connection refused")), Kind::Unavailable);
         assert_eq!(kind(&generic("dns error: failed to lookup address information")), Kind::Unavailable);
+    }
+
+    #[test]
+    fn names_of_buckets_and_clusters_are_no_codes() {
+        let refused = generic(
+            "Error performing PUT http://127.0.0.1:1/company-metadata/SlowDown/NoSuchBucket in 1ms - connection refused",
+        );
+        assert_eq!(kind(&refused), Kind::Unavailable);
+        let metadata = generic("Error performing PUT http://169.254.169.254/latest/api/token in 1s - timed out");
+        assert_eq!(kind(&metadata), Kind::Refused);
+    }
+
+    #[test]
+    fn a_machine_without_credentials_of_its_own_is_told_to_configure_some() {
+        let text = "Error performing PUT http://169.254.169.254/latest/api/token in 5s: error sending request";
+        let location = Location { scheme: Scheme::S3 { bucket: "b".into() }, prefix: String::new() };
+        let error = explain(&location, "store", "s3://b/key", &generic(text));
+        assert_eq!((error.kind(), error.is_worth_one_more()), (Kind::Refused, true));
+        assert!(error.hint_text().is_some_and(|hint| hint.contains("AWS_ACCESS_KEY_ID")));
     }
 
     #[test]

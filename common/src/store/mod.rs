@@ -9,9 +9,6 @@ mod directory;
 mod open;
 mod upload;
 
-#[cfg(test)]
-mod tests;
-
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -38,15 +35,18 @@ const SILENCE: Duration = Duration::from_secs(30);
 const SLOWEST_LINK: u64 = 64 * 1024;
 
 /// A store at one location; keys are relative to it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Store {
     objects: Arc<dyn ObjectStore>,
     /// The same store through a client that gives up silent requests by itself, for multipart uploads.
     parts: Arc<dyn ObjectStore>,
     location: Location,
+    place: String,
     directory: Option<PathBuf>,
     create_only: Arc<AtomicU8>,
     patience: Patience,
+    /// Uploads that were dropped unfinished.
+    given_up: upload::GivenUp,
 }
 
 /// What a put that must not overwrite did.
@@ -87,6 +87,13 @@ pub struct Reading {
     body: BoxStream<'static, object_store::Result<Bytes>>,
 }
 
+/// The clients hold keys and print them: they stay out of it.
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("location", &self.location).finish_non_exhaustive()
+    }
+}
+
 impl std::fmt::Debug for Reading {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Reading").field("key", &self.key).field("size", &self.size).finish_non_exhaustive()
@@ -97,6 +104,12 @@ impl Store {
     /// The URL, for messages.
     pub fn location(&self) -> &Location {
         &self.location
+    }
+
+    /// The URL together with what else decides where it leads, the endpoint or the account: what a host remembers facts
+    /// about the store under.
+    pub fn place(&self) -> &str {
+        &self.place
     }
 
     /// The directory of a `file://` store.
@@ -168,7 +181,13 @@ impl Store {
     }
 
     async fn look(&self, key: &Path) -> Result<Option<Listed>> {
-        let found = classify::limited(ANSWER_TIME, self.objects.head(key)).await;
+        let found = match classify::limited(ANSWER_TIME, self.objects.head(key)).await {
+            // The reason is in the body, which the answer to a HEAD does not have.
+            Err(error) if classify::is_refusal(&error) => {
+                classify::limited(ANSWER_TIME, self.objects.get(key)).await.map(|answer| answer.meta)
+            }
+            found => found,
+        };
         self.found(key, found.map(listed))
     }
 
@@ -186,6 +205,7 @@ impl Store {
             };
             let limit = ANSWER_TIME + Duration::from_secs((range.end - range.start) / SLOWEST_LINK);
             match classify::limited(limit, read).await {
+                Err(error) if classify::is_whole_answer(&error) => self.read_start(key, range.clone()).await,
                 // A range that begins at or behind the end: in an object that is cut off, or empty.
                 Err(error) if classify::is_range_not_satisfiable(&error) => {
                     let size = self.look(key).await?.map_or(0, |found| found.size);
@@ -195,6 +215,21 @@ impl Store {
             }
         })
         .await
+    }
+
+    /// Reads a range from a store that answers with the whole object, and stops as soon as it has come by.
+    async fn read_start(&self, key: &Path, range: Range<u64>) -> Result<Option<(Bytes, u64)>> {
+        let Some(mut reading) = self.open_once(key).await? else { return Ok(None) };
+        let size = reading.size;
+        let mut bytes = Vec::new();
+        while (bytes.len() as u64) < range.end.min(size) {
+            match reading.next().await? {
+                Some(chunk) => bytes.extend_from_slice(&chunk),
+                None => break,
+            }
+        }
+        let index = |position: u64| usize::try_from(position).unwrap_or(usize::MAX).min(bytes.len());
+        Ok(Some((Bytes::copy_from_slice(&bytes[index(range.start)..index(range.end)]), size)))
     }
 
     /// Reads a small object whole; nothing if there is none.

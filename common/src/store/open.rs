@@ -11,6 +11,7 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::prefix::PrefixStore;
 use object_store::{Certificate, ClientOptions, ObjectStore, RetryConfig};
 
+use super::upload::GivenUp;
 use super::{CreateOnly, Store, credentials, directory};
 use crate::config::{Config, S3Settings, Scheme};
 use crate::error::{Error, IoContext as _, Kind, Result};
@@ -55,20 +56,41 @@ impl Store {
             }
         };
         Ok(Self {
+            place: format!("{} {}", config.repository, variant(config)),
             objects: below_prefix(clients.0),
             parts: below_prefix(clients.1),
             location: config.repository.clone(),
             directory,
             create_only: Arc::new(AtomicU8::new(known as u8)),
             patience,
+            given_up: GivenUp::default(),
         })
     }
 }
 
+/// What decides, besides the URL, which store is meant.
+fn variant(config: &Config) -> String {
+    match config.repository.scheme {
+        Scheme::S3 { .. } => endpoint(&config.s3).unwrap_or_default(),
+        Scheme::Azure { .. } => {
+            let names = ["AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"];
+            names.into_iter().filter_map(variable).collect::<Vec<_>>().join(" ")
+        }
+        Scheme::Gcs { .. } | Scheme::File { .. } => String::new(),
+    }
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.trim().is_empty())
+}
+
+fn endpoint(settings: &S3Settings) -> Option<String> {
+    let configured = settings.endpoint.clone();
+    configured.or_else(|| variable("AWS_ENDPOINT_URL_S3")).or_else(|| variable("AWS_ENDPOINT_URL"))
+}
+
 fn s3(bucket: &str, settings: &S3Settings) -> Result<Clients> {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
-    let endpoint = settings.endpoint.clone();
-    let endpoint = endpoint.or_else(|| variable("AWS_ENDPOINT_URL_S3")).or_else(|| variable("AWS_ENDPOINT_URL"));
+    let endpoint = endpoint(settings);
     let ca_file = settings.ca_file.clone().or_else(|| variable("AWS_CA_BUNDLE").map(PathBuf::from));
     // Whoever writes http:// into an endpoint asks for it.
     let plain = endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://"));

@@ -1,6 +1,6 @@
 //! Large objects in parts. Multipart uploads cannot be made create-only, so their names must be the writer's own.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -18,13 +18,27 @@ const PART_PATIENCE: Duration = Duration::from_secs(15 * 60);
 /// Completing lets the store put the object together, which may take a while.
 const COMPLETE_TIME: Duration = Duration::from_secs(300);
 
-/// One object being uploaded in parts. It appears when [`Upload::finish`] succeeds, and only then.
-#[derive(Debug)]
+/// How long the parts of uploads that were given up are being removed.
+const ABORT_TIME: Duration = Duration::from_secs(10);
+
+/// Uploads that wait for their parts to be removed: whoever drops an [`Upload`] cannot wait for that.
+pub(super) type GivenUp = Arc<Mutex<Vec<Box<dyn MultipartUpload>>>>;
+
+/// One object being uploaded in parts. It appears when [`Upload::finish`] succeeds, and only then. Dropped before, its
+/// parts stay in the store until [`Store::remove_given_up`].
 pub struct Upload {
     store: Store,
     key: Path,
-    parts: Box<dyn MultipartUpload>,
+    /// None once the upload has ended.
+    parts: Option<Box<dyn MultipartUpload>>,
     size: u64,
+}
+
+/// The client of the store holds keys and prints them: it stays out of it.
+impl std::fmt::Debug for Upload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Upload").field("key", &self.key).field("size", &self.size).finish_non_exhaustive()
+    }
 }
 
 impl Store {
@@ -39,7 +53,25 @@ impl Store {
             let begun = classify::limited(ANSWER_TIME, self.parts.put_multipart_opts(key, options)).await;
             begun.map_err(|error| self.explain("store", key, &error))
         });
-        Ok(Upload { store: self.clone(), key: key.clone(), parts: parts.await?, size: 0 })
+        Ok(Upload { store: self.clone(), key: key.clone(), parts: Some(parts.await?), size: 0 })
+    }
+
+    /// Removes the parts of uploads that were dropped before their end. What cannot be removed now is left to the
+    /// bucket's lifecycle rule.
+    pub async fn remove_given_up(&self) {
+        let mut uploads = std::mem::take(&mut *self.given_up.lock().unwrap_or_else(PoisonError::into_inner));
+        let aborting = uploads.iter_mut().map(|upload| classify::limited(ABORT_TIME, upload.abort()));
+        for error in futures::future::join_all(aborting).await.into_iter().filter_map(Result::err) {
+            tracing::debug!(%error, "could not remove the parts of an upload");
+        }
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if let Some(parts) = self.parts.take() {
+            self.store.given_up.lock().unwrap_or_else(PoisonError::into_inner).push(parts);
+        }
     }
 }
 
@@ -48,8 +80,13 @@ impl Upload {
     pub fn part(&mut self, bytes: Bytes) -> impl Future<Output = Result<()>> + Send + use<> {
         self.size += bytes.len() as u64;
         let (store, key) = (self.store.clone(), self.key.clone());
-        let sending = self.parts.put_part(bytes.into());
-        async move { sending.await.map_err(|error| store.explain("store a part of", &key, &error)) }
+        let sending = self.parts.as_mut().map(|parts| parts.put_part(bytes.into()));
+        async move {
+            match sending {
+                Some(sending) => sending.await.map_err(|error| store.explain("store a part of", &key, &error)),
+                None => Err(Error::new(Kind::Internal, "a part came after the end of its upload")),
+            }
+        }
     }
 
     /// Completes the upload once all parts were sent, and sees that the object has its size.
@@ -58,14 +95,21 @@ impl Upload {
     /// `Refused`, `Unavailable`, or `Damaged` if the store holds something else.
     pub async fn finish(mut self) -> Result<u64> {
         // An answer may be lost after the store completed: the object's size decides, not the answer.
-        let completed = classify::limited(COMPLETE_TIME, self.parts.complete()).await;
+        let completed = match self.parts.as_mut() {
+            Some(parts) => classify::limited(COMPLETE_TIME, parts.complete()).await.map(drop),
+            None => Ok(()),
+        };
         let patience = Patience::For(Duration::from_secs(60));
         let found = self.store.with_patience(patience).head(&self.key).await;
+        let whole = found.as_ref().is_ok_and(|found| found.as_ref().is_some_and(|found| found.size == self.size));
+        if completed.is_ok() || whole {
+            self.parts = None;
+        }
         match (completed, found) {
-            (_, Ok(Some(found))) if found.size == self.size => Ok(self.size),
+            _ if whole => Ok(self.size),
             (Err(error), _) => Err(self.store.explain("complete", &self.key, &error)),
-            (Ok(_), Err(error)) => Err(error),
-            (Ok(_), Ok(found)) => Err(Error::new(
+            (Ok(()), Err(error)) => Err(error),
+            (Ok(()), Ok(found)) => Err(Error::new(
                 Kind::Damaged,
                 format!(
                     "object \"{}\" has {} bytes after an upload of {}",
@@ -77,11 +121,11 @@ impl Upload {
         }
     }
 
-    /// Gives the upload up. What cannot be removed now is left to the bucket's lifecycle rule.
-    pub async fn abort(mut self) {
-        if let Err(error) = classify::limited(ANSWER_TIME, self.parts.abort()).await {
-            tracing::debug!(key = %self.key, %error, "could not abort an upload");
-        }
+    /// Gives the upload up, and removes its parts.
+    pub async fn abort(self) {
+        let store = self.store.clone();
+        drop(self);
+        store.remove_given_up().await;
     }
 }
 

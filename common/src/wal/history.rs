@@ -44,17 +44,21 @@ impl TimelineHistory {
                 .zip(fields.next().and_then(|field| field.parse().ok()))
                 .map(|(timeline, switch_point)| Ancestor { timeline: Timeline(timeline), switch_point })
                 .ok_or_else(|| InvalidHistory(format!("line \"{line}\" is not a timeline and an LSN")))?;
-            let previous = ancestors.last().map_or((Timeline(0), Lsn(0)), |last| (last.timeline, last.switch_point));
-            if ancestor.timeline <= previous.0 || ancestor.timeline >= timeline {
+            let previous = ancestors.last().map_or(Timeline(0), |last| last.timeline);
+            if ancestor.timeline <= previous || ancestor.timeline >= timeline {
                 return Err(InvalidHistory(format!("timeline {} is out of order", ancestor.timeline)));
-            }
-            if ancestor.switch_point < previous.1 {
-                return Err(InvalidHistory(format!("switch point {} is out of order", ancestor.switch_point)));
             }
             ancestors.push(ancestor);
         }
         if ancestors.is_empty() {
             return Err(InvalidHistory("it names no parent timeline".to_owned()));
+        }
+        // Recovery along a timeline may end before that timeline was even begun. PostgreSQL writes both switch points as
+        // they are and looks from the newest on (`tliOfPointInHistory`): what a later one took back is not reached.
+        let mut end = Lsn(u64::MAX);
+        for ancestor in ancestors.iter_mut().rev() {
+            end = end.min(ancestor.switch_point);
+            ancestor.switch_point = end;
         }
         Ok(Self { timeline, ancestors })
     }
@@ -107,7 +111,8 @@ impl TimelineHistory {
 
     /// Whether all of segment `number` of `timeline` lies before the point where this history left that timeline.
     pub fn needs_whole(&self, timeline: Timeline, number: u64, size: SegmentSize) -> bool {
-        self.switch_point(timeline).is_some_and(|switch_point| segment_start(number + 1, size) <= switch_point)
+        number >= self.first_segment(timeline, size)
+            && self.switch_point(timeline).is_some_and(|switch_point| segment_start(number + 1, size) <= switch_point)
     }
 }
 
@@ -165,6 +170,20 @@ mod tests {
         for text in ["", "\n#\n", "x 0/1", "1", "1 zero", "2\t0/1\tx", "1\t0/5\ta\n1\t0/6\tb"] {
             assert!(TimelineHistory::parse(Timeline(2), text).is_err(), "{text:?}");
         }
-        assert!(TimelineHistory::parse(Timeline(4), "1\t0/9\tx\n2\t0/5\ty\n").is_err());
+    }
+
+    #[test]
+    fn a_timeline_left_before_it_began_is_never_reached() {
+        // As PostgreSQL writes it after a recovery along timeline 2 to a point before its fork.
+        let history = TimelineHistory::parse(Timeline(3), "1\t0/40000D0\tx\n2\t0/3015EC0\ty\n").unwrap();
+        for (lsn, timeline) in [(0x301_5EBF, 1), (0x301_5EC0, 3), (0x400_00D0, 3)] {
+            assert_eq!(history.timeline_at(Lsn(lsn)), Timeline(timeline), "{lsn:X}");
+        }
+        assert_eq!(history.segment_name(2, size()).timeline, Timeline(1));
+        assert_eq!(history.segment_name(3, size()).timeline, Timeline(3));
+        assert!(history.needs_whole(Timeline(1), 2, size()));
+        assert!(!history.needs_whole(Timeline(1), 3, size()));
+        assert!(!history.needs_whole(Timeline(2), 2, size()), "it was never on the way");
+        assert!(!history.passes_through(Timeline(2), Lsn(0x401_0000)));
     }
 }

@@ -68,7 +68,7 @@ impl WalArchive {
     pub async fn header(&self, name: WalFileName) -> Result<Option<Header>> {
         let key = self.layout.wal(name);
         let Some((start, size)) = self.store.read_range(&key, 0..MAX_BYTES).await? else { return Ok(None) };
-        let (header, length) = Header::parse(&start).map_err(|error| self.damaged(&key, &error.to_string()))?;
+        let (header, length) = self.parse_header(&key, &start)?;
         if header.object_size(length) != size || header.name != name.to_string() {
             return Err(self.damaged(&key, "its header does not fit it"));
         }
@@ -86,9 +86,6 @@ impl WalArchive {
             DecodeError::Write(error) => {
                 Error::new(Kind::Unavailable, format!("could not write \"{name}\"")).caused_by(error)
             }
-            DecodeError::Header(error @ InvalidHeader::Newer(_)) => {
-                Error::new(Kind::Usage, format!("could not read \"{}\"", self.store.url_of(key))).caused_by(error)
-            }
             error => self.damaged(key, &chain(&error)),
         };
         let size = reading.size;
@@ -99,7 +96,7 @@ impl WalArchive {
                 None => break,
             }
         }
-        let (header, length) = Header::parse(&start).map_err(DecodeError::from).map_err(explain)?;
+        let (header, length) = self.parse_header(key, &start)?;
         if header.name != name.to_string() || header.system_identifier != self.layout.system_identifier() {
             let problem = format!("it holds \"{}\" of the cluster {}", header.name, header.system_identifier);
             return Err(self.damaged(key, &problem));
@@ -115,7 +112,17 @@ impl WalArchive {
         decoder.finish().map_err(explain)
     }
 
-    fn damaged(&self, key: &object_store::path::Path, problem: &str) -> Error {
+    /// Reads the header that an object begins with.
+    pub(super) fn parse_header(&self, key: &object_store::path::Path, start: &[u8]) -> Result<(Header, usize)> {
+        Header::parse(start).map_err(|error| match error {
+            InvalidHeader::Newer(_) => {
+                Error::new(Kind::Usage, format!("could not read \"{}\"", self.store.url_of(key))).caused_by(error)
+            }
+            error => self.damaged(key, &error.to_string()),
+        })
+    }
+
+    pub(super) fn damaged(&self, key: &object_store::path::Path, problem: &str) -> Error {
         Error::new(Kind::Damaged, format!("object \"{}\" is damaged: {problem}", self.store.url_of(key)))
             .hint(
                 "Look for a good copy (an earlier version in the bucket, pg_wal of another server). To recover up to \

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::WalArchive;
 use crate::error::{Error, Kind, Result};
 use crate::repository::layout::WalObject;
-use crate::store::Listed;
+use crate::store::{Folder, Listed};
 use crate::wal::name::WalFileName;
 use crate::wal::segment::{SegmentName, SegmentSize, Timeline, segment_start};
 
@@ -47,17 +47,10 @@ impl WalArchive {
     async fn evidence_of_hole(&self, name: WalFileName) -> Result<Option<Evidence>> {
         let identity = self.identity().await?;
         let level = self.store.list_folder(&self.layout.wal_folder()).await?;
-        if identity.is_none() && level.folders.is_empty() && level.objects.is_empty() {
-            return Err(Error::new(
-                Kind::Refused,
-                format!(
-                    "nothing of the cluster with system identifier {} is in \"{}/{}\"",
-                    self.layout.system_identifier(),
-                    self.store.location(),
-                    self.layout.folder()
-                ),
-            )
-            .hint("Check \"repository\" and \"cluster\": this looks like the wrong place."));
+        self.refuse_listed(name, &level.objects)?;
+        // Folders are no evidence: a local repository may have empty ones.
+        if identity.is_none() && self.any_object(&level).await?.is_none() {
+            return Err(self.wrong_place());
         }
         match name {
             WalFileName::Segment(segment) => {
@@ -65,8 +58,13 @@ impl WalArchive {
                 if let Some(later) = later {
                     return Ok(Some(Evidence(format!("the later \"{later}\" is there"))));
                 }
-                // Without a size there was never a segment, so there is no history to speak of either.
-                let Some(size) = identity.and_then(|identity| identity.segment_size) else { return Ok(None) };
+                if !histories(&level.objects).any(|timeline| timeline > segment.timeline) {
+                    return Ok(None);
+                }
+                let size = match identity.and_then(|identity| identity.segment_size) {
+                    Some(size) => size,
+                    None => self.size_of_any_segment(&level).await?,
+                };
                 self.needed_by_descendant(segment, size, &level.objects).await
             }
             WalFileName::History(timeline) if timeline > Timeline(1) => {
@@ -77,6 +75,60 @@ impl WalArchive {
         }
     }
 
+    fn wrong_place(&self) -> Error {
+        Error::new(
+            Kind::Refused,
+            format!(
+                "nothing of the cluster with system identifier {} is in \"{}/{}\"",
+                self.layout.system_identifier(),
+                self.store.location(),
+                self.layout.folder()
+            ),
+        )
+        .hint("Check \"repository\" and \"cluster\": this looks like the wrong place.")
+    }
+
+    /// A listing that shows the very object whose reading was answered by "not there": the store contradicts itself,
+    /// or the object has just been stored. Either way it is not "certainly not in the archive".
+    fn refuse_listed(&self, name: WalFileName, objects: &[Listed]) -> Result<()> {
+        let key = self.layout.wal(name);
+        if objects.iter().all(|object| object.key != key) {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::Unavailable,
+            format!("object \"{}\" is listed, but the store says that it is not there", self.store.url_of(&key)),
+        ))
+    }
+
+    /// Any object below `wal/`.
+    async fn any_object(&self, level: &Folder) -> Result<Option<Listed>> {
+        if let Some(object) = level.objects.first() {
+            return Ok(Some(object.clone()));
+        }
+        for folder in &level.folders {
+            let level = self.store.list_folder(&self.layout.wal_folder().join(folder.as_str())).await?;
+            if let Some(object) = level.objects.into_iter().next() {
+                return Ok(Some(object));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The cluster's segment size where `identity.json` does not have it: from the header of a segment.
+    async fn size_of_any_segment(&self, level: &Folder) -> Result<SegmentSize> {
+        for folder in level.folders.iter().rev() {
+            let level = self.store.list_folder(&self.layout.wal_folder().join(folder.as_str())).await?;
+            let Some(segment) = segments(&level.objects).next() else { continue };
+            let header = self.header(WalFileName::Segment(segment)).await?;
+            if let Some(size) = header.and_then(|header| header.segment_size) {
+                return Ok(size);
+            }
+        }
+        Err(Error::new(Kind::Refused, "the archive does not say how large the cluster's segments are")
+            .hint("Archive a segment: archive-push writes identity.json with it."))
+    }
+
     /// A later whole segment of the same timeline.
     async fn later_segment(&self, segment: SegmentName, folders: &[String]) -> Result<Option<SegmentName>> {
         let timeline = format!("{:08X}", segment.timeline.0);
@@ -84,6 +136,7 @@ impl WalArchive {
         let candidates = folders.iter().filter(|folder| folder.starts_with(&timeline) && **folder >= own);
         for folder in candidates {
             let level = self.store.list_folder(&self.layout.wal_folder().join(folder.as_str())).await?;
+            self.refuse_listed(WalFileName::Segment(segment), &level.objects)?;
             let later = segments(&level.objects).find(|&found| found.timeline == segment.timeline && found > segment);
             if later.is_some() {
                 return Ok(later);

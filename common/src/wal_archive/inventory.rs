@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::lsn::Lsn;
 use crate::repository::layout::WalObject;
 use crate::store::Listed;
-use crate::wal::history::TimelineHistory;
+use crate::wal::history::{Ancestor, TimelineHistory};
 use crate::wal::name::WalFileName;
-use crate::wal::segment::{SegmentName, SegmentSize, Timeline, segment_start};
+use crate::wal::segment::{SegmentName, SegmentSize, Timeline, segment_of, segment_start};
 
 use super::WalArchive;
 use crate::error::{Error, Kind, Result};
@@ -21,6 +21,7 @@ pub struct Inventory {
     segment_size: SegmentSize,
     segments: BTreeMap<Timeline, BTreeSet<u64>>,
     histories: BTreeMap<Timeline, TimelineHistory>,
+    damaged_histories: BTreeMap<Timeline, String>,
     stored_size: u64,
 }
 
@@ -45,7 +46,20 @@ impl Inventory {
             }
         }
         let histories = histories.into_iter().map(|history| (history.timeline(), history)).collect();
-        Self { segment_size, segments, histories, stored_size: objects.iter().map(|object| object.size).sum() }
+        let stored_size = objects.iter().map(|object| object.size).sum();
+        Self { segment_size, segments, histories, damaged_histories: BTreeMap::new(), stored_size }
+    }
+
+    /// Notes that a timeline's history is archived and cannot be used, and why.
+    #[must_use]
+    pub fn with_damaged_history(mut self, timeline: Timeline, problem: String) -> Self {
+        let _ = self.damaged_histories.insert(timeline, problem);
+        self
+    }
+
+    /// Why a timeline's history cannot be used, though it is archived.
+    pub fn history_problem(&self, timeline: Timeline) -> Option<&str> {
+        self.damaged_histories.get(&timeline).map(String::as_str)
     }
 
     /// The cluster's segment size.
@@ -60,7 +74,7 @@ impl Inventory {
 
     /// Timelines with a segment or a history, ascending.
     pub fn timelines(&self) -> BTreeSet<Timeline> {
-        self.segments.keys().chain(self.histories.keys()).copied().collect()
+        self.segments.keys().chain(self.histories.keys()).chain(self.damaged_histories.keys()).copied().collect()
     }
 
     /// The newest timeline there is anything of.
@@ -91,14 +105,14 @@ impl Inventory {
         self.histories.get(&timeline).cloned().unwrap_or_else(|| TimelineHistory::without_ancestors(timeline))
     }
 
-    /// Whether the history that recovery to this timeline reads is archived: timeline 1 has none.
+    /// Whether the history that recovery to this timeline reads is archived and sound: timeline 1 has none.
     pub fn has_history(&self, timeline: Timeline) -> bool {
         timeline == Timeline(1) || self.histories.contains_key(&timeline)
     }
 
-    /// The segment under which recovery along `history` finds number `number`, if it is archived: it is looked for on
-    /// the newest timeline first, then on its ancestors, as far back as each began before it
-    /// (`XLogFileReadAnyTLI`, src/backend/access/transam/xlogrecovery.c).
+    /// The segment that recovery along `history` must read as number `number`, if it is archived. PostgreSQL would go on
+    /// to look for it on older timelines (`XLogFileReadAnyTLI`, src/backend/access/transam/xlogrecovery.c), but what it
+    /// found there would be the branch that was left.
     pub fn find(&self, history: &TimelineHistory, number: u64) -> Option<SegmentName> {
         let wanted = history.segment_name(number, self.segment_size);
         self.has(wanted).then_some(wanted)
@@ -110,18 +124,16 @@ impl Inventory {
         while self.find(history, number).is_some() {
             number += 1;
         }
-        let beyond = self
-            .segments
-            .iter()
-            .filter(|(timeline, _)| **timeline == history.timeline() || history.switch_point(**timeline).is_some())
-            .filter_map(|(_, numbers)| numbers.last())
-            .any(|&last| last > number);
-        // The segment in which the timeline was left may be missing on the parent; only what the history needs counts.
         let missing = history.segment_name(number, self.segment_size);
-        let left_later =
-            history.ancestors().iter().any(|ancestor| ancestor.switch_point > segment_start(number, self.segment_size));
-        let hole = (beyond && self.later_needed(history, number)) || left_later;
-        Reach { end: number, missing, hole }
+        // The segment in which a timeline was left may be missing on the parent; only what the history needs counts.
+        let left = history.ancestors().iter().find(|left| left.switch_point > segment_start(number, self.segment_size));
+        let beyond = match left {
+            _ if self.later_needed(history, number) => Beyond::Wal,
+            Some(left) if segment_of(left.switch_point, self.segment_size) == number => Beyond::Fork(*left),
+            Some(_) => Beyond::Wal,
+            None => Beyond::Nothing,
+        };
+        Reach { end: number, missing, beyond }
     }
 
     /// Whether a segment after `number` that lies on the history is archived.
@@ -139,11 +151,28 @@ pub struct Reach {
     pub end: u64,
     /// Its name.
     pub missing: SegmentName,
-    /// Whether WAL after it is archived, or must have existed.
-    pub hole: bool,
+    /// What must come after what is there.
+    pub beyond: Beyond,
+}
+
+/// What is known to come after an unbroken row of segments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beyond {
+    /// Nothing: it is the end of the archive.
+    Nothing,
+    /// The rest of the segment in which this timeline was left for a new one, as after a promotion: the new timeline's
+    /// own first segment is not archived until it is full.
+    Fork(Ancestor),
+    /// WAL that is archived, or must have existed: there is a hole.
+    Wal,
 }
 
 impl Reach {
+    /// Whether recovery cannot take the end of the row for the end of the archive.
+    pub fn is_broken(&self) -> bool {
+        self.beyond != Beyond::Nothing
+    }
+
     /// The position up to which WAL is there.
     pub fn end_lsn(&self, size: SegmentSize) -> Lsn {
         segment_start(self.end, size)
@@ -151,20 +180,27 @@ impl Reach {
 }
 
 impl WalArchive {
-    /// Lists the whole archive and reads its histories.
+    /// Lists the whole archive and reads its histories. One that is damaged fails only those who need it.
     ///
     /// # Errors
-    /// `Damaged` if a history cannot be used; `Refused`; `Unavailable`.
+    /// `Refused` or `Unavailable`.
     pub async fn inventory(&self, segment_size: SegmentSize) -> Result<Inventory> {
         let objects = self.store.list(&self.layout.wal_folder()).await?;
-        let mut histories = Vec::new();
+        let (mut histories, mut damaged) = (Vec::new(), Vec::new());
         for object in &objects {
             let parsed = object.key.filename().and_then(WalObject::parse);
             if let Some(WalObject { name: WalFileName::History(timeline), kept_aside: None }) = parsed {
-                histories.extend(self.history(timeline).await?);
+                match self.history(timeline).await {
+                    Ok(history) => histories.extend(history),
+                    Err(error) if error.kind() == Kind::Damaged => damaged.push((timeline, error.to_string())),
+                    Err(error) => return Err(error),
+                }
             }
         }
-        Ok(Inventory::new(segment_size, &objects, histories))
+        let inventory = Inventory::new(segment_size, &objects, histories);
+        Ok(damaged
+            .into_iter()
+            .fold(inventory, |inventory, (timeline, problem)| inventory.with_damaged_history(timeline, problem)))
     }
 
     /// Fetches and reads a timeline's history; nothing if it is not archived.
@@ -206,7 +242,7 @@ mod tests {
     fn the_end_of_the_archive_is_not_a_hole() {
         let inventory = inventory(&["000000010000000000000001", "000000010000000000000002"], &[]);
         let reach = inventory.reach(&inventory.history(Timeline(1)), 1);
-        assert_eq!((reach.end, reach.hole), (3, false));
+        assert_eq!((reach.end, reach.beyond), (3, Beyond::Nothing));
         assert_eq!(reach.missing.to_string(), "000000010000000000000003");
     }
 
@@ -214,7 +250,7 @@ mod tests {
     fn a_missing_segment_before_later_ones_is_a_hole() {
         let inventory = inventory(&["000000010000000000000001", "000000010000000000000003"], &[]);
         let reach = inventory.reach(&inventory.history(Timeline(1)), 1);
-        assert_eq!((reach.end, reach.hole), (2, true));
+        assert_eq!((reach.end, reach.beyond), (2, Beyond::Wal));
         assert_eq!(inventory.runs(Timeline(1)), [Run { first: 1, last: 1 }, Run { first: 3, last: 3 }]);
     }
 
@@ -224,14 +260,33 @@ mod tests {
         let names = ["000000010000000000000002", "000000020000000000000004", "000000020000000000000005"];
         let inventory = inventory(&names, &[(2, "1\t0/4000028\tx\n")]);
         let reach = inventory.reach(&inventory.history(Timeline(2)), 2);
-        assert_eq!((reach.missing.to_string().as_str(), reach.hole), ("000000010000000000000003", true));
+        assert_eq!((reach.missing.to_string().as_str(), reach.beyond), ("000000010000000000000003", Beyond::Wal));
     }
 
     #[test]
     fn a_history_whose_timeline_has_no_segment_yet_still_needs_its_parents_whole() {
         let inventory = inventory(&["000000010000000000000002"], &[(2, "1\t0/4000028\tx\n")]);
         let reach = inventory.reach(&inventory.history(Timeline(2)), 2);
-        assert_eq!((reach.end, reach.hole), (3, true));
+        assert_eq!((reach.end, reach.beyond), (3, Beyond::Wal));
+    }
+
+    #[test]
+    fn a_new_timeline_whose_first_segment_is_not_full_yet_is_no_hole() {
+        let parent = ["000000010000000000000002", "000000010000000000000003"];
+        let histories = [(2, "1\t0/4000028\tx\n")];
+        let reach = |names: &[&str]| {
+            let inventory = inventory(names, &histories);
+            inventory.reach(&inventory.history(Timeline(2)), 2)
+        };
+        let fork = Ancestor { timeline: Timeline(1), switch_point: Lsn(0x400_0028) };
+        let begun = reach(&parent);
+        assert_eq!(
+            (begun.missing.to_string().as_str(), begun.beyond),
+            ("000000020000000000000004", Beyond::Fork(fork))
+        );
+        assert!(begun.is_broken());
+        let later = [parent.as_slice(), &["000000020000000000000005"]].concat();
+        assert_eq!(reach(&later).beyond, Beyond::Wal);
     }
 
     #[test]
@@ -244,7 +299,7 @@ mod tests {
         ];
         let inventory = inventory(&names, &[(2, "1\t0/4000028\tx\n")]);
         let reach = inventory.reach(&inventory.history(Timeline(2)), 3);
-        assert_eq!((reach.end, reach.hole), (5, false));
+        assert_eq!((reach.end, reach.beyond), (5, Beyond::Nothing));
     }
 
     #[test]

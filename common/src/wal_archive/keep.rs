@@ -1,12 +1,14 @@
 //! Storing a WAL file once: equal is fine, different is never overwritten.
 
+use std::time::Duration;
+
 use object_store::PutPayload;
 use object_store::path::Path;
 
 use super::WalArchive;
 use crate::error::{Error, Kind, Result};
 use crate::lsn::Lsn;
-use crate::store::Created;
+use crate::store::{CreateOnly, Created};
 use crate::wal::history::TimelineHistory;
 use crate::wal::name::WalFileName;
 use crate::wal::segment::{SegmentSize, segment_start};
@@ -15,6 +17,8 @@ use crate::wal_object::header::{Header, MAX_BYTES};
 
 /// How often a put is repeated when the store says "exists" and shows nothing.
 const PHANTOMS: u32 = 4;
+/// How long to wait in between: a conflict with another request passes.
+const PHANTOM_PAUSE: Duration = Duration::from_millis(200);
 
 /// What became of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +92,16 @@ impl WalArchive {
         for _ in 0..PHANTOMS {
             let payload = PutPayload::from_iter([file.header_bytes.clone(), file.frames.clone()]);
             if self.store.create(key, payload).await? == Created::New {
-                return Ok(Ok(Kept::New));
+                self.store.make_young_folders_durable(key)?;
+                if self.store.create_only() == CreateOnly::Enforced {
+                    return Ok(Ok(Kept::New));
+                }
+                // Where the store does not refuse, someone else may have stored the same name in the same moment.
+                match self.look_at(key, file).await? {
+                    Found::Same => return Ok(Ok(Kept::New)),
+                    Found::Other(header) => return Ok(Err(header)),
+                    Found::Nothing => continue,
+                }
             }
             // "Exists" proves nothing yet: it may be our own first try, or a conflict that stored nothing.
             match self.look_at(key, file).await? {
@@ -97,7 +110,7 @@ impl WalArchive {
                     return Ok(Ok(Kept::AlreadyThere));
                 }
                 Found::Other(header) => return Ok(Err(header)),
-                Found::Nothing => {}
+                Found::Nothing => tokio::time::sleep(PHANTOM_PAUSE).await,
             }
         }
         Err(Error::new(
@@ -107,20 +120,23 @@ impl WalArchive {
     }
 
     async fn look_at(&self, key: &Path, file: &Encoded) -> Result<Found> {
+        self.look_at_copy(key, file).await.map_err(|error| match error.kind() {
+            Kind::Damaged => {
+                error.context(format!("the archive holds a damaged copy of \"{}\"", file.header.name)).hint(format!(
+                    "Move the object \"{}\" away; the next attempt stores the file anew.",
+                    self.store.url_of(key)
+                ))
+            }
+            _ => error,
+        })
+    }
+
+    async fn look_at_copy(&self, key: &Path, file: &Encoded) -> Result<Found> {
         let Some((start, size)) = self.store.read_range(key, 0..MAX_BYTES).await? else { return Ok(Found::Nothing) };
-        let damaged = |problem: String| {
-            Error::new(
-                Kind::Damaged,
-                format!("the archive holds a damaged copy of \"{}\": {problem}", file.header.name),
-            )
-            .hint(format!(
-                "Move the object \"{}\" away; the next attempt stores the file anew.",
-                self.store.url_of(key)
-            ))
-        };
-        let (header, length) = Header::parse(&start).map_err(|error| damaged(error.to_string()))?;
+        let (header, length) = self.parse_header(key, &start)?;
         if header.object_size(length) != size {
-            return Err(damaged(format!("it has {size} bytes instead of {}", header.object_size(length))));
+            let problem = format!("it has {size} bytes instead of {}", header.object_size(length));
+            return Err(self.damaged(key, &problem));
         }
         let same = header.blake3 == file.header.blake3
             && header.name == file.header.name

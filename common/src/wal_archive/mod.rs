@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::host_memory::HostMemory;
 use crate::repository::identity::Identity;
-use crate::repository::layout::{Layout, probe};
+use crate::repository::layout::{Layout, PROBE_FOLDER, probe};
 use crate::retry::Patience;
 use crate::store::{CreateOnly, Created, Store};
 use crate::wal::segment::SegmentSize;
@@ -30,6 +30,7 @@ const PROBE_MEMORY: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 const CREATE_ONLY_FACT: &str = "create-only";
 const IDENTITY_FACT: &str = "identity";
+const REPOSITORY_FACT: &str = "repository";
 
 /// One cluster's folder in a repository, as one run of a program sees it.
 #[derive(Debug, Clone)]
@@ -89,6 +90,7 @@ impl WalArchive {
             check_segment_size(found.as_ref().and_then(|found| found.segment_size), segment_size)?;
         }
         self.memory.note(IDENTITY_FACT, &self.subject(), "");
+        self.memory.note(REPOSITORY_FACT, self.store.place(), "");
         Ok(())
     }
 
@@ -96,8 +98,16 @@ impl WalArchive {
     /// directory, and what is written into it disappears when the mount comes back.
     async fn check_mounted(&self) -> Result<()> {
         let Some(directory) = self.store.directory() else { return Ok(()) };
-        let known = self.memory.recall(IDENTITY_FACT, &self.subject()).is_some();
-        if !known || self.store.head(&self.layout.identity()).await?.is_some() {
+        let known = if self.memory.recall(IDENTITY_FACT, &self.subject()).is_some() {
+            self.store.head(&self.layout.identity()).await?.is_some()
+        } else if self.memory.recall(REPOSITORY_FACT, self.store.place()).is_some() {
+            // Another cluster was archived here: its folder must be there still.
+            let folders = self.store.list_folder(&Path::default()).await?.folders;
+            folders.iter().any(|folder| folder != PROBE_FOLDER)
+        } else {
+            true
+        };
+        if known {
             return Ok(());
         }
         Err(Error::new(
@@ -106,7 +116,7 @@ impl WalArchive {
         )
         .hint(format!(
             "Is it mounted? \"{}\" is missing. If the repository was emptied on purpose, restore that file or \
-             remove the files \"identity-*\" from the spool directory.",
+             remove the files \"identity-*\" and \"repository-*\" from the spool directory.",
             self.layout.identity()
         )))
     }
@@ -117,15 +127,19 @@ impl WalArchive {
         if self.store.create_only() == CreateOnly::Enforced {
             return;
         }
-        let url = self.store.location().to_string();
-        let remembered = self.memory.recall(CREATE_ONLY_FACT, &url).as_deref().and_then(CreateOnly::from_word);
-        let fresh = self.memory.age(CREATE_ONLY_FACT, &url).is_some_and(|age| age < PROBE_MEMORY);
+        // Without a memory each push would probe again and leave an object behind.
+        if !self.memory.is_usable() {
+            return;
+        }
+        let url = self.store.place();
+        let remembered = self.memory.recall(CREATE_ONLY_FACT, url).as_deref().and_then(CreateOnly::from_word);
+        let fresh = self.memory.age(CREATE_ONLY_FACT, url).is_some_and(|age| age < PROBE_MEMORY);
         if let Some(known) = remembered.filter(|_| fresh) {
             return self.store.set_create_only(known);
         }
         match self.store.probe_create_only(&probe(fastrand::u64(..))).await {
             Ok(found) => {
-                self.memory.note(CREATE_ONLY_FACT, &url, found.as_str());
+                self.memory.note(CREATE_ONLY_FACT, url, found.as_str());
                 self.store.set_create_only(found);
             }
             Err(error) => tracing::debug!(%error, "could not probe the store"),
@@ -146,7 +160,7 @@ impl WalArchive {
 
     /// What this host remembers an identity under.
     fn subject(&self) -> String {
-        format!("{}/{}", self.store.location(), self.layout.folder())
+        format!("{} {}", self.store.place(), self.layout.folder())
     }
 }
 

@@ -360,7 +360,7 @@ fn what_is_no_data_directory_is_refused() {
     let scratch = tempfile::tempdir().unwrap();
     let options =
         ScanOptions { pg_major: 15, catalog_version: 1, tablespaces: &BTreeMap::new(), stats_temp_directory: None };
-    assert_eq!(scan(&scratch.path().join("gone"), &options).unwrap_err().kind(), Kind::NotFound);
+    assert_eq!(scan(&scratch.path().join("gone"), &options).unwrap_err().kind(), Kind::Missing);
     let error = scan(scratch.path(), &options).unwrap_err().to_string();
     assert!(error.contains("pg_tblspc"), "{error}");
 }

@@ -1,17 +1,20 @@
 //! Which backup is restored, and which timeline recovery follows from there. Pure: decided on what the catalog and the
 //! inventory say.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use jiff::Timestamp;
 use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::lsn::Lsn;
 use walkeep_common::repository::backup::Backup;
+use walkeep_common::repository::layout::BackupId;
 use walkeep_common::wal::history::TimelineHistory;
 use walkeep_common::wal::name::WalFileName;
 use walkeep_common::wal::segment::{SegmentName, Timeline, segment_before, segment_of};
 use walkeep_common::wal_archive::inventory::{Inventory, Reach};
 
+use super::commits::TransactionEnd;
 use crate::list::time;
 use crate::restore::target::{Request, Target, TimelineChoice, low_half};
 use crate::restore::time::to_postgres;
@@ -34,6 +37,9 @@ pub struct Chosen<'a> {
     pub warnings: Vec<String>,
 }
 
+/// Backups that turned out not to fit when their WAL was looked at.
+pub type RuledOut = BTreeMap<BackupId, Unfit>;
+
 /// Why a backup cannot be the start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unfit {
@@ -52,6 +58,8 @@ pub enum Unfit {
     },
     /// It ended at or after the target time.
     EndsAfterTime(Timestamp),
+    /// A transaction that ended behind the target time did so before the backup ended, whatever its clock said.
+    HoldsLater(TransactionEnd),
     /// It ended after the target position.
     EndsAfterLsn(Lsn),
     /// The transaction may have ended before the backup did.
@@ -74,6 +82,10 @@ impl fmt::Display for Unfit {
                 write!(f, "timeline {wanted} does not descend from the backup's timeline {timeline}")
             }
             Self::EndsAfterTime(stop) => write!(f, "the backup ended at {}, not before the target", time(*stop)),
+            Self::HoldsLater(end) => {
+                let (time, lsn) = (to_postgres(end.time), end.lsn);
+                write!(f, "it holds a transaction that ended at {time}, not before the target, at {lsn}")
+            }
             Self::EndsAfterLsn(stop) => write!(f, "the backup ended at {stop}, behind the target"),
             Self::MayHoldXid { next } => {
                 write!(f, "transactions up to {} may have ended before the backup did", next.saturating_sub(1))
@@ -89,7 +101,12 @@ impl fmt::Display for Unfit {
 ///
 /// # Errors
 /// `NotFound` if none can reach the target; `Hole` if a history that recovery reads is missing; `Usage`.
-pub fn choose<'a>(request: &Request, backups: &'a [Backup], inventory: &Inventory) -> Result<Chosen<'a>> {
+pub fn choose<'a>(
+    request: &Request,
+    backups: &'a [Backup],
+    inventory: &Inventory,
+    ruled_out: &RuledOut,
+) -> Result<Chosen<'a>> {
     if backups.is_empty() {
         return Err(Error::new(Kind::NotFound, "there are no base backups").hint("Take one with: basebackup take."));
     }
@@ -97,7 +114,7 @@ pub fn choose<'a>(request: &Request, backups: &'a [Backup], inventory: &Inventor
     let mut unfit: Vec<(&Backup, Unfit)> = Vec::new();
     for backup in backups.iter().rev() {
         let history = followed(request, backup, inventory)?;
-        match fit(request, backup, &history, inventory) {
+        match fit(request, backup, &history, inventory, ruled_out) {
             Ok(reach) => fitting.push((backup, history, reach)),
             Err(problem) => unfit.push((backup, problem)),
         }
@@ -133,10 +150,15 @@ pub fn choose<'a>(request: &Request, backups: &'a [Backup], inventory: &Inventor
 ///
 /// # Errors
 /// As [`choose`].
-pub fn named<'a>(request: &Request, backup: &'a Backup, inventory: &Inventory) -> Result<Chosen<'a>> {
+pub fn named<'a>(
+    request: &Request,
+    backup: &'a Backup,
+    inventory: &Inventory,
+    ruled_out: &RuledOut,
+) -> Result<Chosen<'a>> {
     let history = followed(request, backup, inventory)?;
     let mut warnings = Vec::new();
-    let reach = match fit(request, backup, &history, inventory) {
+    let reach = match fit(request, backup, &history, inventory, ruled_out) {
         Ok(reach) => reach,
         Err(problem @ Unfit::MayHoldXid { .. }) => {
             warnings.push(format!("{problem}: if transaction {} did, recovery will not find it", xid(request)));
@@ -162,28 +184,38 @@ pub fn named<'a>(request: &Request, backup: &'a Backup, inventory: &Inventory) -
 
 /// The history of the timeline that recovery from this backup is to follow.
 fn followed(request: &Request, backup: &Backup, inventory: &Inventory) -> Result<TimelineHistory> {
+    let own = backup.end_timeline();
     let timeline = match request.timeline {
-        TimelineChoice::Latest => inventory.newest_timeline().unwrap_or(backup.timeline),
-        TimelineChoice::Current => backup.timeline,
+        TimelineChoice::Latest => inventory.newest_timeline().unwrap_or(own),
+        TimelineChoice::Current => own,
         TimelineChoice::Number(timeline) => timeline,
     };
-    if timeline != backup.timeline && !inventory.timelines().contains(&timeline) {
+    if timeline != own && !inventory.timelines().contains(&timeline) {
         let there: Vec<String> = inventory.timelines().iter().map(Timeline::to_string).collect();
         return Err(Error::new(Kind::NotFound, format!("nothing of timeline {timeline} is archived"))
             .hint(format!("Timelines in the archive: {}.", there.join(", "))));
     }
     if !inventory.has_history(timeline) {
-        return Err(missing_history(timeline, timeline));
+        return Err(no_history(timeline, timeline, inventory));
     }
     Ok(inventory.history(timeline))
 }
 
 /// Whether recovery along the history can start from the backup and come to the target; how far WAL goes if so.
-fn fit(request: &Request, backup: &Backup, history: &TimelineHistory, inventory: &Inventory) -> Result<Reach, Unfit> {
+fn fit(
+    request: &Request,
+    backup: &Backup,
+    history: &TimelineHistory,
+    inventory: &Inventory,
+    ruled_out: &RuledOut,
+) -> Result<Reach, Unfit> {
+    if let Some(problem) = ruled_out.get(&backup.id) {
+        return Err(problem.clone());
+    }
     if backup.kind != "full" {
         return Err(Unfit::Kind(backup.kind.clone()));
     }
-    let (timeline, stop) = (backup.timeline, backup.stop_lsn);
+    let (timeline, stop) = (backup.end_timeline(), backup.stop_lsn);
     if !history.passes_through(timeline, stop) {
         let left = history.switch_point(timeline);
         return Err(Unfit::OtherBranch { wanted: history.timeline(), timeline, left, stop });
@@ -205,10 +237,11 @@ fn fit(request: &Request, backup: &Backup, history: &TimelineHistory, inventory:
     }
 }
 
-/// Whether a transaction with this id began when `next` was the next one. Without an epoch, ids are compared as
-/// PostgreSQL does, on a circle (`TransactionIdPrecedes`, src/backend/access/transam/transam.c).
+/// Whether a transaction with this id began when `next` was the next one. A server takes ids without their epoch and
+/// compares them on a circle (`TransactionIdPrecedes`, src/backend/access/transam/transam.c); an id with an epoch is
+/// exact.
 fn assigned_later(xid: u64, next: u64) -> bool {
-    if xid > u64::from(u32::MAX) || next <= u64::from(u32::MAX) {
+    if u32::try_from(xid).is_err() {
         return xid >= next;
     }
     low_half(xid).wrapping_sub(low_half(next)) < 1 << 31
@@ -220,10 +253,14 @@ fn assigned_later(xid: u64, next: u64) -> bool {
 fn check_histories(backup: &Backup, history: &TimelineHistory, inventory: &Inventory) -> Result<()> {
     let newest = inventory.newest_timeline().unwrap_or(backup.timeline).max(history.timeline());
     let missing = (backup.timeline.0..=newest.0).map(Timeline).find(|&timeline| !inventory.has_history(timeline));
-    missing.map_or(Ok(()), |missing| Err(missing_history(missing, newest)))
+    missing.map_or(Ok(()), |missing| Err(no_history(missing, newest, inventory)))
 }
 
-fn missing_history(missing: Timeline, because: Timeline) -> Error {
+fn no_history(missing: Timeline, because: Timeline, inventory: &Inventory) -> Error {
+    if let Some(problem) = inventory.history_problem(missing) {
+        return Error::new(Kind::Damaged, problem.to_owned())
+            .hint("Look for a good copy: an earlier version in the bucket, or pg_wal of a server that has it.");
+    }
     Error::new(
         Kind::Hole,
         format!(

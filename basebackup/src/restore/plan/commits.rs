@@ -1,4 +1,5 @@
-//! Where a target time lies in the archived WAL: whether a transaction ended behind it, for only there recovery stops.
+//! Where a target lies in the archived WAL: whether a transaction ended behind the time, or a record begins behind the
+//! position, for only there recovery stops.
 //!
 //! Headers of WAL objects say when PostgreSQL last wrote each segment, which brackets where to look; the records of
 //! commits and aborts decide.
@@ -12,7 +13,7 @@ use walkeep_common::lsn::Lsn;
 use walkeep_common::wal::history::TimelineHistory;
 use walkeep_common::wal::name::WalFileName;
 use walkeep_common::wal::records::{Event, EventKind, InvalidWal, Progress, Walker};
-use walkeep_common::wal::segment::{SegmentName, SegmentSize, segment_start};
+use walkeep_common::wal::segment::{SegmentName, SegmentSize, segment_of, segment_start};
 use walkeep_common::wal_archive::WalArchive;
 
 use crate::restore::target::Bound;
@@ -31,15 +32,35 @@ pub struct TransactionEnd {
     pub time: Timestamp,
 }
 
-/// What the archived WAL says about a target time.
+/// What the archived WAL says about a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// Recovery stops before this transaction's end.
     Stops(TransactionEnd),
+    /// Recovery stops before this transaction's end at the latest; the clock was set back, and an earlier one may be
+    /// behind the target as well.
+    StopsAtLatest(TransactionEnd),
     /// No transaction ended behind the target; this was the last one.
     AfterLast(TransactionEnd),
-    /// Neither was found in as many segments as are read.
+    /// No transaction ended at all, in none of the segments.
+    NothingEnded,
+    /// A record begins at the target position or behind it.
+    Reached,
+    /// No record begins at the target position or behind it; the last one begins here.
+    BehindLast(Lsn),
+    /// Nothing was found in as many segments as are read.
     Undecided,
+    /// The records are those of a PostgreSQL newer than this program.
+    UnknownVersion,
+}
+
+/// How the reading of segments ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Walked {
+    /// With the last record that was wanted, which begins here; nothing where none begins in what was read.
+    To(Option<Lsn>),
+    /// At once: the records are those of a newer PostgreSQL.
+    UnknownVersion,
 }
 
 /// A stretch of archived WAL along one history.
@@ -69,23 +90,57 @@ impl ArchivedWal<'_> {
         let first = self.first_written_after(target).await?;
         let from = first.saturating_sub(1).max(self.segments.start);
         let window = from..self.segments.end.min(from + MOST_SEGMENTS);
-        if first < self.segments.end
-            && let Some(found) = self.first_end(window, behind).await?
-        {
-            return Ok(Verdict::Stops(found));
+        if first < self.segments.end {
+            let mut found = None;
+            let walked = self.walk(window, |end| {
+                found = Some(end).filter(behind);
+                found.is_none()
+            });
+            if walked.await? == Walked::UnknownVersion {
+                return Ok(Verdict::UnknownVersion);
+            }
+            if let Some(found) = found {
+                return Ok(Verdict::Stops(found));
+            }
         }
-        let mut last = None;
         for window in windows_from_end(&self.segments) {
-            let ends = self.ends(window).await?;
-            if let Some(found) = ends.iter().find(|end| behind(end)) {
-                return Ok(Verdict::Stops(*found));
+            let mut ends = Vec::new();
+            let walked = self.walk(window, |end| {
+                ends.push(end);
+                true
+            });
+            if walked.await? == Walked::UnknownVersion {
+                return Ok(Verdict::UnknownVersion);
             }
-            last = ends.last().copied();
-            if last.is_some() {
-                break;
+            if let Some(found) = ends.iter().find(|end| behind(end)) {
+                return Ok(Verdict::StopsAtLatest(*found));
+            }
+            if let Some(last) = ends.last() {
+                return Ok(Verdict::AfterLast(*last));
             }
         }
-        Ok(last.map_or(Verdict::Undecided, Verdict::AfterLast))
+        let all_read = self.segments.end - self.segments.start <= MOST_SEGMENTS;
+        Ok(if all_read { Verdict::NothingEnded } else { Verdict::Undecided })
+    }
+
+    /// Whether a record begins at `target` or behind it, for recovery stops at such a one and fails without. Only the
+    /// last segment leaves room for doubt.
+    ///
+    /// # Errors
+    /// As [`ArchivedWal::find_time`].
+    pub async fn find_position(&self, target: Lsn) -> Result<Verdict> {
+        let last = self.segments.end.saturating_sub(1);
+        if segment_of(target, self.size) < last {
+            return Ok(Verdict::Reached);
+        }
+        // A record that begins in the segment before may end in the last one.
+        let window = last.saturating_sub(1).max(self.segments.start)..self.segments.end;
+        Ok(match self.walk(window, |_| true).await? {
+            Walked::To(Some(record)) if record >= target => Verdict::Reached,
+            Walked::To(Some(record)) => Verdict::BehindLast(record),
+            Walked::To(None) => Verdict::Undecided,
+            Walked::UnknownVersion => Verdict::UnknownVersion,
+        })
     }
 
     /// When PostgreSQL last wrote the last segment.
@@ -123,35 +178,8 @@ impl ArchivedWal<'_> {
         self.history.segment_name(number, self.size)
     }
 
-    /// The first end of a transaction in these segments that `wanted` accepts.
-    async fn first_end(
-        &self,
-        window: Range<u64>,
-        wanted: impl Fn(&TransactionEnd) -> bool,
-    ) -> Result<Option<TransactionEnd>> {
-        let mut found = None;
-        self.walk(window, |end| {
-            if wanted(&end) {
-                found = found.or(Some(end));
-            }
-            found.is_none()
-        })
-        .await?;
-        Ok(found)
-    }
-
-    async fn ends(&self, window: Range<u64>) -> Result<Vec<TransactionEnd>> {
-        let mut ends = Vec::new();
-        self.walk(window, |end| {
-            ends.push(end);
-            true
-        })
-        .await?;
-        Ok(ends)
-    }
-
     /// Reads the segments in order and hands on the ends of transactions, as long as `go_on` says so.
-    async fn walk(&self, window: Range<u64>, mut go_on: impl FnMut(TransactionEnd) -> bool) -> Result<()> {
+    async fn walk(&self, window: Range<u64>, mut go_on: impl FnMut(TransactionEnd) -> bool) -> Result<Walked> {
         let mut walker = Walker::new(segment_start(window.start, self.size));
         let ahead = usize::try_from(FETCHED_AHEAD / self.size.bytes()).unwrap_or(1).clamp(1, 4);
         let mut segments = stream::iter(window).map(|number| self.fetch(number)).buffered(ahead);
@@ -163,8 +191,7 @@ impl ArchivedWal<'_> {
                 }
             });
             let progress = match progress {
-                // Of a PostgreSQL newer than this program: nothing can be said, and nothing is wrong.
-                Err(InvalidWal::UnknownVersion(_)) => return Ok(()),
+                Err(InvalidWal::UnknownVersion(_)) => return Ok(Walked::UnknownVersion),
                 progress => progress.map_err(|problem| {
                     Error::new(Kind::Damaged, format!("could not read the records of \"{name}\"")).caused_by(problem)
                 })?,
@@ -173,7 +200,7 @@ impl ArchivedWal<'_> {
                 break;
             }
         }
-        Ok(())
+        Ok(Walked::To(walker.last_record()))
     }
 
     async fn fetch(&self, number: u64) -> Result<(SegmentName, Vec<u8>)> {
@@ -207,7 +234,7 @@ mod tests {
     #[test]
     fn the_last_segments_are_read_backwards_in_growing_windows() {
         assert_eq!(windows_from_end(&(3..10)), [9..10, 7..10, 3..8]);
-        assert_eq!(windows_from_end(&(3..4)), [3..4]);
+        assert_eq!(windows_from_end(&(3..4)), vec![3..4; 1]);
         assert!(windows_from_end(&(3..3)).is_empty());
         let windows = windows_from_end(&(0..1000));
         assert_eq!((windows[0].clone(), windows.last().unwrap().start), (999..1000, 1000 - MOST_SEGMENTS));

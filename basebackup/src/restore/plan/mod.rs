@@ -11,11 +11,11 @@ use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::lsn::Lsn;
 use walkeep_common::repository::backup::Backup;
 use walkeep_common::wal::history::{Ancestor, TimelineHistory};
-use walkeep_common::wal::segment::{SegmentName, Timeline, segment_before, segment_of};
+use walkeep_common::wal::segment::{SegmentName, SegmentSize, Timeline, segment_before, segment_of};
 use walkeep_common::wal_archive::WalArchive;
-use walkeep_common::wal_archive::inventory::{Inventory, Reach};
+use walkeep_common::wal_archive::inventory::{Beyond, Inventory, Reach};
 
-use self::choice::{Chosen, choose, named, named_target};
+use self::choice::{Chosen, RuledOut, Unfit, choose, named, named_target};
 use self::commits::{ArchivedWal, MOST_SEGMENTS, TransactionEnd, Verdict};
 use super::args::BackupChoice;
 use super::target::{Request, Role, Target, TimelineChoice};
@@ -53,6 +53,8 @@ pub enum RecoveryEnd {
     Position(Lsn),
     /// Before this transaction's end.
     Before(TransactionEnd),
+    /// Before this transaction's end or that of an earlier one.
+    BeforeAtLatest(TransactionEnd),
     /// At the target, if it is found before the archived WAL ends.
     IfFound,
     /// With the archived WAL.
@@ -109,23 +111,34 @@ pub async fn plan(archive: &WalArchive, catalog: &Catalog, choice: &BackupChoice
         return Err(Error::new(Kind::NotFound, "there are no base backups").hint("Take one with: basebackup take."));
     };
     let inventory = archive.inventory(size).await?;
-    let chosen = match choice {
-        BackupChoice::Newest => choose(&request, &catalog.backups, &inventory)?,
-        BackupChoice::Id(id) => named(&request, catalog.find(id)?, &inventory)?,
-    };
-    let first = segment_of(chosen.backup.start_lsn, size);
-    let archived = |end| ArchivedWal { archive, history: &chosen.history, size, segments: first..end };
-    let verdict = match request.target.time() {
-        Some(time) => Some(archived(chosen.reach.end).find_time(time, request.bound).await?),
-        None => None,
+    let mut ruled_out = RuledOut::new();
+    let (chosen, verdict) = loop {
+        let chosen = match choice {
+            BackupChoice::Newest => choose(&request, &catalog.backups, &inventory, &ruled_out)?,
+            BackupChoice::Id(id) => named(&request, catalog.find(id)?, &inventory, &ruled_out)?,
+        };
+        match find_target(archive, &request, &chosen, size).await? {
+            // The clocks of a standby and its primary differ: what must not be replayed is in the backup already.
+            Some(Verdict::Stops(end) | Verdict::StopsAtLatest(end)) if end.lsn < chosen.backup.stop_lsn => {
+                let _ = ruled_out.insert(chosen.backup.id.clone(), Unfit::HoldsLater(end));
+            }
+            verdict => break (chosen, verdict),
+        }
     };
     let settled = settle(&request, &chosen, verdict, &inventory)?;
-    let written = archived(chosen.reach.end.min(settled.last_number + 1)).last_written().await?;
+    let first = segment_of(chosen.backup.start_lsn, size);
+    let replayed = first..chosen.reach.end.min(settled.last_number + 1);
+    let written = ArchivedWal { archive, history: &chosen.history, size, segments: replayed }.last_written().await;
+    let (written, damaged) = match written {
+        Err(error) if error.kind() == Kind::Damaged => (None, Some(error.to_string())),
+        written => (written?, None),
+    };
     let name = |number| chosen.history.segment_name(number, size);
     let mut warnings = chosen.warnings;
     warnings.extend(settled.warnings);
     warnings.extend(unusable(catalog));
     warnings.extend(bad_pages(chosen.backup));
+    warnings.extend(damaged);
     Ok(Plan {
         backup: chosen.backup.clone(),
         backup_reason: chosen.reason,
@@ -145,6 +158,22 @@ pub async fn plan(archive: &WalArchive, catalog: &Catalog, choice: &BackupChoice
     })
 }
 
+/// What the archived WAL says about the target, where it can say something.
+async fn find_target(
+    archive: &WalArchive,
+    request: &Request,
+    chosen: &Chosen<'_>,
+    size: SegmentSize,
+) -> Result<Option<Verdict>> {
+    let segments = segment_of(chosen.backup.start_lsn, size)..chosen.reach.end;
+    let archived = ArchivedWal { archive, history: &chosen.history, size, segments };
+    Ok(match &request.target {
+        Target::Time(moment) => Some(archived.find_time(moment.time, request.bound).await?),
+        Target::Lsn(lsn) if segment_of(*lsn, size) < chosen.reach.end => Some(archived.find_position(*lsn).await?),
+        _ => None,
+    })
+}
+
 /// Decides what happens at the end of the archived WAL, or at a hole in it.
 fn settle(request: &Request, chosen: &Chosen<'_>, verdict: Option<Verdict>, inventory: &Inventory) -> Result<Settled> {
     let Chosen { backup, history, reach, .. } = chosen;
@@ -153,7 +182,7 @@ fn settle(request: &Request, chosen: &Chosen<'_>, verdict: Option<Verdict>, inve
     // Segments kept with the backup are read from pg_wal, where no hole can be.
     let last_number = stop_number.max(reach.end.saturating_sub(1));
     let last_before = reach.end.checked_sub(1).map(|last| history.segment_name(last, size));
-    let before_hole = last_before.filter(|_| reach.hole && request.role == Role::Primary);
+    let before_hole = last_before.filter(|_| reach.is_broken() && request.role == Role::Primary);
     let (timeline, timeline_reason) = recovery_timeline(request, history);
     let mut settled = Settled {
         target: request.target.clone(),
@@ -170,7 +199,7 @@ fn settle(request: &Request, chosen: &Chosen<'_>, verdict: Option<Verdict>, inve
         settled.end = RecoveryEnd::Hole(reach.missing);
         settled.target = Target::End;
         if let Some(last) = settled.last_segment {
-            settled.timeline = RecoveryTimeline::Number(last.timeline.max(backup.timeline));
+            settled.timeline = RecoveryTimeline::Number(last.timeline.max(backup.end_timeline()));
             "where the hole is".clone_into(&mut settled.timeline_reason);
         }
         settled
@@ -179,66 +208,82 @@ fn settle(request: &Request, chosen: &Chosen<'_>, verdict: Option<Verdict>, inve
         (Target::Immediate, _) => {
             settled.end = RecoveryEnd::Position(backup.stop_lsn);
             settled.last_number = stop_number;
-            settled.timeline = RecoveryTimeline::Number(backup.timeline);
+            settled.timeline = RecoveryTimeline::Number(backup.end_timeline());
             "the backup's own: recovery goes no further than its end".clone_into(&mut settled.timeline_reason);
             Ok(settled)
         }
-        (Target::Lsn(lsn), _) if segment_of(*lsn, size) < reach.end => {
+        (Target::Lsn(lsn), Some(Verdict::Reached)) => {
             settled.end = RecoveryEnd::Position(*lsn);
             settled.last_number = stop_number.max(segment_of(*lsn, size));
             settled.warnings.extend(abandoned(*lsn, history, inventory));
             Ok(settled)
         }
-        (Target::Time(_), Some(Verdict::Stops(end))) => {
-            settled.end = RecoveryEnd::Before(end);
+        (Target::Time(_), Some(verdict @ (Verdict::Stops(end) | Verdict::StopsAtLatest(end)))) => {
+            settled.end = match verdict {
+                Verdict::Stops(_) => RecoveryEnd::Before(end),
+                _ => RecoveryEnd::BeforeAtLatest(end),
+            };
             settled.last_number = stop_number.max(segment_of(end.lsn, size));
             settled.warnings.extend(abandoned(end.lsn, history, inventory));
             Ok(settled)
         }
         (Target::Xid(_) | Target::Name(_), _) => {
             settled.end = RecoveryEnd::IfFound;
-            if reach.hole {
-                settled.warnings.push(format!(
-                    "\"{}\" is missing in the archive although later WAL is there: {} is only found if it comes before",
-                    reach.missing,
-                    named_target(request)
-                ));
+            if reach.is_broken() {
+                let target = named_target(request);
+                settled.warnings.push(format!("{}: {target} is only found if it comes before", broken(reach)));
             }
             Ok(settled)
         }
         (Target::End, _) if request.role != Role::Primary => settle_standby(request, reach, settled),
-        _ if reach.hole && request.until_hole => Ok(until_hole(settled)),
-        (_, verdict) if reach.hole => Err(refuse_hole(request, reach, verdict)),
-        (Target::Time(moment), Some(Verdict::AfterLast(last))) => Err(Error::new(
-            Kind::NotFound,
-            format!(
-                "the target {} lies after the last archived end of a transaction, at {}",
-                to_postgres(moment.time),
-                to_postgres(last.time)
-            ),
-        )
-        .hint(format!(
-            "{}To recover everything that is archived: no target.",
-            if last.lsn < backup.stop_lsn {
-                String::new()
-            } else {
-                format!("To recover up to and with that transaction: --target-lsn={}. ", last.lsn)
-            }
-        ))),
-        (Target::Time(_), _) => {
+        _ if reach.is_broken() && request.until_hole => Ok(until_hole(settled)),
+        (_, verdict) if reach.is_broken() => Err(refuse_hole(request, reach, verdict)),
+        (_, Some(Verdict::AfterLast(_) | Verdict::BehindLast(_) | Verdict::NothingEnded)) | (Target::Lsn(_), None) => {
+            Err(refuse_beyond(request, chosen, verdict, size))
+        }
+        (_, Some(verdict)) => {
             settled.end = RecoveryEnd::IfFound;
-            settled.warnings.push(format!(
-                "no transaction ended in the last {MOST_SEGMENTS} archived segments: whether the target is reached \
-                 cannot be told"
-            ));
+            settled.warnings.push(format!("whether the target is reached cannot be told: {}", doubt(verdict)));
             Ok(settled)
         }
-        (Target::Lsn(lsn), _) => Err(Error::new(
-            Kind::NotFound,
-            format!("the target {lsn} is not archived: the archived WAL ends at {}", reach.end_lsn(size)),
-        )
-        .hint("WAL that was not archived may still be in pg_wal of the server that wrote it.")),
         _ => Ok(settled),
+    }
+}
+
+/// That the target lies behind what is archived, with the one to use instead.
+fn refuse_beyond(request: &Request, chosen: &Chosen<'_>, verdict: Option<Verdict>, size: SegmentSize) -> Error {
+    let target = named_target(request);
+    let (message, last) = match verdict {
+        Some(Verdict::AfterLast(end)) => {
+            let time = to_postgres(end.time);
+            (format!("{target} lies after the last archived end of a transaction, at {time}"), end.lsn)
+        }
+        Some(Verdict::NothingEnded) => {
+            let message = format!(
+                "no transaction is archived that ended after {target}, nor any other since base backup {}",
+                chosen.backup.id
+            );
+            return Error::new(Kind::NotFound, message).hint("To recover everything that is archived: no target.");
+        }
+        Some(Verdict::BehindLast(last)) => (format!("{target} lies behind the last archived record, at {last}"), last),
+        _ => {
+            let message = format!("{target} is not archived: the archived WAL ends at {}", chosen.reach.end_lsn(size));
+            return Error::new(Kind::NotFound, message)
+                .hint("WAL that was not archived may still be in pg_wal of the server that wrote it.");
+        }
+    };
+    let instead = if last < chosen.backup.stop_lsn {
+        String::new()
+    } else {
+        format!("To recover up to and with that one: --target-lsn={last}. ")
+    };
+    Error::new(Kind::NotFound, message).hint(format!("{instead}To recover everything that is archived: no target."))
+}
+
+fn doubt(verdict: Verdict) -> String {
+    match verdict {
+        Verdict::UnknownVersion => "the WAL is of a PostgreSQL newer than this program".to_owned(),
+        _ => format!("nothing in the last {MOST_SEGMENTS} archived segments says so"),
     }
 }
 
@@ -262,17 +307,27 @@ fn abandoned(lsn: Lsn, history: &TimelineHistory, inventory: &Inventory) -> Vec<
 /// A standby can get from its primary what the archive lacks, if it has one.
 fn settle_standby(request: &Request, reach: &Reach, mut settled: Settled) -> Result<Settled> {
     settled.end = RecoveryEnd::Never;
-    if !reach.hole {
-        return Ok(settled);
-    }
-    if !matches!(&request.role, Role::Standby { primary_conninfo: Some(_), .. }) {
-        return Err(refuse_hole(request, reach, None));
-    }
-    settled.warnings.push(format!(
-        "\"{}\" is missing in the archive although later WAL is there: the standby must get it from its primary",
-        reach.missing
-    ));
+    let source = match (&request.role, reach.beyond) {
+        (_, Beyond::Nothing) => return Ok(settled),
+        (Role::Standby { primary_conninfo: Some(_), .. }, _) => "the standby must get it from its primary",
+        (_, Beyond::Fork(_)) => "the standby waits for it",
+        (_, Beyond::Wal) => return Err(refuse_hole(request, reach, None)),
+    };
+    settled.warnings.push(format!("{}: {source}", broken(reach)));
     Ok(settled)
+}
+
+/// Why recovery cannot go on.
+fn broken(reach: &Reach) -> String {
+    match reach.beyond {
+        Beyond::Fork(_) => {
+            format!(
+                "timeline {} begins inside \"{}\", which is not archived yet",
+                reach.missing.timeline, reach.missing
+            )
+        }
+        _ => format!("\"{}\" is missing in the archive although later WAL is there", reach.missing),
+    }
 }
 
 fn refuse_hole(request: &Request, reach: &Reach, verdict: Option<Verdict>) -> Error {
@@ -282,19 +337,21 @@ fn refuse_hole(request: &Request, reach: &Reach, verdict: Option<Verdict>) -> Er
         }
         _ => String::new(),
     };
-    let way_out = match request.role {
-        Role::Primary => "To recover up to the hole: --until-hole.",
-        Role::Standby { .. } => "A primary that still has it can be named with --primary-conninfo.",
-    };
-    Error::new(
-        Kind::Hole,
-        format!(
-            "cannot recover to {}: \"{}\" is missing in the archive although later WAL is there{last}",
-            named_target(request),
-            reach.missing
+    let way_out = match (reach.beyond, &request.role) {
+        (Beyond::Fork(left), _) => format!(
+            "Run on the promoted server: SELECT pg_switch_wal(). Or recover along the timeline it left: \
+             --target-timeline={}.",
+            left.timeline
         ),
-    )
-    .hint(format!("It may still be in pg_wal of the server that wrote it. {way_out}"))
+        (_, Role::Primary) => "It may still be in pg_wal of the server that wrote it. To recover up to the hole: \
+             --until-hole."
+            .to_owned(),
+        (_, Role::Standby { .. }) => "It may still be in pg_wal of the server that wrote it. A primary that still has \
+             it can be named with --primary-conninfo."
+            .to_owned(),
+    };
+    let target = named_target(request);
+    Error::new(Kind::Hole, format!("cannot recover to {target}: {}{last}", broken(reach))).hint(way_out)
 }
 
 fn recovery_timeline(request: &Request, history: &TimelineHistory) -> (RecoveryTimeline, String) {

@@ -57,7 +57,7 @@ impl Plan {
         let backup = &self.backup;
         json!({
             "backup": {
-                "id": backup.id, "reason": self.backup_reason, "timeline": backup.timeline, "host": backup.host,
+                "id": backup.id, "reason": self.backup_reason, "timeline": backup.end_timeline(), "host": backup.host,
                 "start_lsn": backup.start_lsn, "stop_lsn": backup.stop_lsn, "stop_time": backup.stop_time,
                 "plain_size": backup.plain_size, "files": backup.files, "pg_version": backup.pg_version,
             },
@@ -113,6 +113,10 @@ impl Plan {
             RecoveryEnd::Before(end) => {
                 let time = to_postgres(end.time);
                 format!("recovery stops at {}, before the transaction that ended at {time}", end.lsn)
+            }
+            RecoveryEnd::BeforeAtLatest(end) => {
+                let time = to_postgres(end.time);
+                format!("recovery stops at {} at the latest, before the transaction that ended at {time}", end.lsn)
             }
             RecoveryEnd::IfFound => {
                 format!("recovery stops where it finds the target, and fails if it is not before {}", self.wal.end_lsn)

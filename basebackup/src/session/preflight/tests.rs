@@ -1,3 +1,5 @@
+use std::os::unix::ffi::OsStrExt as _;
+
 use walkeep_common::lsn::Lsn;
 use walkeep_common::wal::segment::{SegmentSize, Timeline};
 
@@ -119,4 +121,13 @@ fn a_directory_that_is_not_on_this_host_is_another_clusters() {
     assert_eq!(error.kind(), Kind::Invalid);
     let expected = "PostgreSQL at \"db1\", port 5432 is not the cluster in \"/nonexistent/data\"";
     assert!(error.to_string().starts_with(expected), "{error}");
+}
+
+#[test]
+fn a_tablespace_whose_path_is_no_text_is_refused() {
+    let problem = problem(|server| {
+        let location = std::ffi::OsStr::from_bytes(b"/srv/\xff").into();
+        server.tablespaces.push(crate::session::server::Tablespace { oid: 16384, name: "fast".to_owned(), location });
+    });
+    assert!(problem.starts_with("the path of tablespace \"fast\""), "{problem}");
 }

@@ -91,6 +91,11 @@ impl Walker {
         self.position
     }
 
+    /// Where the last record read begins; nothing before there is one.
+    pub fn last_record(&self) -> Option<Lsn> {
+        self.previous
+    }
+
     /// Reads the next segment, whole, and calls `on_event` for each record of interest that ends in it. Once the log has
     /// ended, it stays so whatever is fed.
     ///
