@@ -394,6 +394,25 @@ fn what_an_earlier_recovery_left_is_neither_served_nor_kept() {
 }
 
 #[test]
+fn what_a_recovery_that_never_goes_on_left_is_removed_by_the_next_one() {
+    let recovering = Recovering::new(Repository::directory());
+    recovering.expect(recovering.segment(0));
+    recovering.wait_until_ready(recovering.segment(3));
+    let left = recovering.spool().unwrap();
+    signal(recovering.worker(), Signal::KILL);
+    until("the worker is dead", SOON, || recovering.workers().is_empty().then_some(()));
+
+    let other = DataDirectory::new(ours());
+    other.signal("recovery.signal");
+    fs::copy(recovering.directory.path().join("postmaster.pid"), other.path().join("postmaster.pid")).unwrap();
+    user::give(&other.path().join("postmaster.pid"));
+    other.get(&recovering.repository, recovering.segment(0)).finish().expect_silent_success();
+    until("what was left is gone", SOON, || (!left.exists()).then_some(()));
+    fs::remove_file(other.path().join("postmaster.pid")).unwrap();
+    until("the other worker leaves", SOON, || recovering.spool().is_none().then_some(()));
+}
+
+#[test]
 fn a_file_in_the_spool_that_is_not_the_segment_is_not_served() {
     let recovering = Recovering::new(Repository::directory());
     recovering.expect(recovering.segment(0));
@@ -479,46 +498,69 @@ fn without_any_place_there_is_one_warning_and_no_failure() {
     fs::remove_file(taken).unwrap();
 }
 
-/// A file system that is taken away again.
-struct Mounted<'a>(&'a Path);
+/// A small file system that is taken away again.
+struct Mounted(PathBuf);
 
-impl Drop for Mounted<'_> {
+impl Mounted {
+    /// In place of the spool, with nothing else to use beside the data directory. Only root can mount one.
+    fn new(recovering: &mut Recovering, megabytes: u32) -> Self {
+        let place = recovering.repository.scratch().create_private("small");
+        let owner = user::unprivileged();
+        let options = format!("size={megabytes}m,mode=700,uid={},gid={}", owner.uid, owner.gid);
+        let options = ["-t", "tmpfs", "-o", &options, "none", place.to_str().unwrap()];
+        Run::new("mount").args(options).as_caller().finish().expect_silent_success();
+        tool("chmod", ["555", recovering.directory.path().parent().unwrap().to_str().unwrap()]);
+        recovering.set_spool(&place);
+        Self(place)
+    }
+}
+
+impl Drop for Mounted {
     fn drop(&mut self) {
-        Run::new("umount").arg("-l").arg(self.0).as_caller().finish();
+        Run::new("umount").arg("-l").arg(&self.0).as_caller().finish();
     }
 }
 
 #[test]
-fn a_file_is_copied_where_it_cannot_be_moved_and_a_full_spool_is_harmless() {
+fn a_file_is_copied_where_it_cannot_be_moved_and_a_spool_that_fills_up_is_harmless() {
     if !user::is_root() {
-        // Only root can mount a file system; what follows needs two.
         return;
     }
     let mut recovering = Recovering::new(Repository::directory());
-    let mount = recovering.repository.scratch().create_private("small");
-    let beside = recovering.directory.path().parent().unwrap().to_owned();
-    tool("chmod", ["555", beside.to_str().unwrap()]);
-    let owner = user::unprivileged();
-    let options = format!("size=7m,mode=700,uid={},gid={}", owner.uid, owner.gid);
-    let options = ["-t", "tmpfs", "-o", &options, "none", mount.to_str().unwrap()];
-    Run::new("mount").args(options).as_caller().finish().expect_silent_success();
-    let _mounted = Mounted(&mount);
-    recovering.set_spool(&mount);
+    let mounted = Mounted::new(&mut recovering, 7);
     let names = recovering.samples.segments(1);
     recovering.expect(names[0]);
-    recovering.wait_until_ready(names[2]);
+    recovering.wait_until_ready(names[3]);
     let spool = recovering.spool().unwrap();
-    assert!(spool.starts_with(&mount));
+    assert!(spool.starts_with(&mounted.0));
     // Four segments stay free for whoever needs them.
     let ready = fs::read_dir(&spool).unwrap().count() - 1;
     assert_eq!(ready, 3);
     recovering.expect(names[1]);
-    fs::write(mount.join("ballast"), vec![0; 6 << 20]).ok();
+    fs::write(mounted.0.join("ballast"), vec![0; 6 << 20]).ok();
     for name in &names[2..] {
         recovering.expect(name);
     }
     fs::remove_file(recovering.directory.path().join("postmaster.pid")).unwrap();
     until("the worker leaves", SOON, || recovering.workers().is_empty().then_some(()));
+}
+
+#[test]
+fn a_spool_without_room_is_told_once() {
+    if !user::is_root() {
+        return;
+    }
+    let mut recovering = Recovering::new(Repository::directory());
+    let _mounted = Mounted::new(&mut recovering, 4);
+    for server in [4711, 4712] {
+        recovering.start_server(server);
+        let warned = recovering.get(recovering.segment(0)).finish();
+        warned.expect_code(0).expect_stderr(&["archive-get: WARNING: no segments are fetched ahead", "space"]);
+        assert_eq!(warned.stderr.lines().count(), 1, "{warned}");
+        recovering.check(recovering.segment(0));
+        recovering.expect(recovering.segment(1));
+        assert!(recovering.workers().is_empty() && recovering.spool().is_none());
+    }
 }
 
 #[test]

@@ -37,6 +37,14 @@ fn open_to_write(spool: &Spool) -> Option<File> {
     rustix::fs::open(spool.mailbox(), flags, Mode::empty()).ok().map(File::from)
 }
 
+/// The pipe of a spool, if no other process has locked it.
+pub(super) fn lock(spool: &Spool) -> io::Result<Option<File>> {
+    // Open for writing as well: the pipe would be at its end whenever no call writes.
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = File::from(rustix::fs::open(spool.mailbox(), flags, Mode::empty())?);
+    Ok(rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok().then_some(file))
+}
+
 /// The worker's end.
 #[derive(Debug)]
 pub(super) struct Mailbox {
@@ -53,12 +61,7 @@ impl Mailbox {
             Err(error) if error != rustix::io::Errno::EXIST => return Err(error.into()),
             _ => {}
         }
-        // Open for writing as well: the pipe would be at its end whenever no call writes.
-        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = File::from(rustix::fs::open(&path, flags, Mode::empty())?);
-        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Ok(None);
-        }
+        let Some(file) = lock(spool)? else { return Ok(None) };
         let inode = file.metadata()?.ino();
         let mailbox = Self { pipe: Receiver::from_file(file)?, inode, rest: Vec::new() };
         // The worker before this one may have removed the pipe on its way out, after it was opened here.

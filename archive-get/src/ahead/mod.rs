@@ -8,6 +8,7 @@
 //! [`predict`] says what comes next, [`mailbox`] is how the [`worker`] hears of it, [`server`] is who recovers.
 
 mod mailbox;
+mod place;
 mod predict;
 mod server;
 mod spool;
@@ -27,8 +28,9 @@ use walkeep_common::wal::header::{LONG_HEADER_BYTES, SegmentHeader};
 use walkeep_common::wal::name::WalFileName;
 use walkeep_common::wal::segment::{SegmentName, SegmentSize};
 
+use self::place::NoPlace;
 use self::server::Server;
-use self::spool::{NoPlace, Spool};
+use self::spool::Spool;
 use crate::args::Args;
 use crate::destination;
 use crate::exit;
@@ -64,12 +66,12 @@ impl ReadAhead {
         let control = ControlFile::read(data_directory).ok()?;
         let system_identifier = args.system_identifier.unwrap_or(control.system_identifier);
         let memory = HostMemory::open(config);
-        let key = spool::key(config, system_identifier, &server).ok()?;
-        let place = match &args.read_ahead {
+        let key = place::key(config, system_identifier, &server).ok()?;
+        let directory = match &args.read_ahead {
             Some(directory) => Ok(directory.clone()),
-            None => spool::place(memory.directory()).ok()?,
+            None => place::find(memory.directory()).ok()?,
         };
-        let spool = place.map(|directory| Spool::new(directory, key));
+        let spool = directory.map(|directory| Spool::new(directory, key));
         Some(Self { spool, memory, server, segment, segment_size: control.segment_size?, system_identifier })
     }
 
@@ -136,21 +138,26 @@ impl ReadAhead {
             Ok(spool) => spool,
             Err(NoPlace(tried)) => return self.warn_once(tried),
         };
-        if mailbox::tell(spool, self.segment) || server::adopts_orphans() {
+        if mailbox::tell(spool, self.segment) || self.server.adopts_orphans() {
             return;
         }
-        match spool.create() {
-            Ok(()) => worker::start(spool.directory()),
-            Err(error) => self.warn_once(&error.to_string()),
+        if let Err(error) = spool.create() {
+            return self.warn_once(&error.to_string());
         }
+        if !spool.has_room(1, self.segment_size) {
+            spool.remove_if_empty();
+            return self.warn_once(&format!("not enough space is free in \"{}\"", spool.directory().display()));
+        }
+        worker::start(spool.directory());
     }
 
     /// Says why there is no read-ahead, once for each run of the server if that can be remembered.
     fn warn_once(&self, problem: &str) {
-        let subject = self.server.identity();
-        if self.memory.recall(WARNED_FACT, subject).is_none() {
-            self.memory.note(WARNED_FACT, subject, "");
-            let more = self.memory.problem().map(|problem| format!("; {problem}")).unwrap_or_default();
+        let (memory, run) = (&self.memory, self.server.identity());
+        let data_directory = place::data_directory_identity().unwrap_or_default();
+        if memory.recall(WARNED_FACT, &data_directory).as_deref() != Some(run) {
+            memory.note(WARNED_FACT, &data_directory, run);
+            let more = memory.problem().map(|problem| format!("; {problem}")).unwrap_or_default();
             tracing::warn!("no segments are fetched ahead, for want of a place for them: {problem}{more}");
         }
     }

@@ -26,7 +26,7 @@ impl Server {
         (lines.len() == 3).then(|| Self { identity: lines.join("\n") })
     }
 
-    /// What tells this run of the server from any other.
+    /// What tells this run of the server from any other on this host.
     pub(super) fn identity(&self) -> &str {
         &self.identity
     }
@@ -34,6 +34,17 @@ impl Server {
     /// Whether this run of the server goes on and is still in recovery. At its end PostgreSQL removes the signal files.
     pub(super) fn still_recovers(&self) -> bool {
         Self::find().as_ref() == Some(self) && exit::signal(Path::new(".")).is_some()
+    }
+
+    /// Whether an orphan would become a child of PostgreSQL's: as the first process of a container it would take the end
+    /// of a process it does not know for the crash of one of its own (`CleanupBackend`,
+    /// src/backend/postmaster/postmaster.c). Where that cannot be seen it is taken to be so.
+    pub(super) fn adopts_orphans(&self) -> bool {
+        let shown = fs::read_link("/proc/self").ok();
+        let ours = rustix::process::getpid().as_raw_pid().to_string();
+        let first = fs::read_to_string("/proc/1/comm").ok().filter(|_| shown == Some(ours.into()));
+        let is_first = self.identity.lines().next() == Some("1");
+        is_first || first.is_none_or(|name| ["postgres", "postmaster"].contains(&name.trim()))
     }
 }
 
@@ -47,13 +58,4 @@ pub(super) fn histories() -> Vec<TimelineHistory> {
         TimelineHistory::parse(timeline, &text).ok()
     };
     entries.filter_map(history).collect()
-}
-
-/// Whether an orphan would become a child of PostgreSQL's: as the first process of a container it would take the end of
-/// a process it does not know for the crash of one of its own. Where that cannot be seen it is taken to be so.
-pub(super) fn adopts_orphans() -> bool {
-    let shown = fs::read_link("/proc/self").ok();
-    let ours = rustix::process::getpid().as_raw_pid().to_string();
-    let first = fs::read_to_string("/proc/1/comm").ok().filter(|_| shown == Some(ours.into()));
-    first.is_none_or(|name| ["postgres", "postmaster"].contains(&name.trim()))
 }

@@ -1,28 +1,23 @@
-//! The directory of segments fetched ahead: where it lies, what is in it, and whose that is.
+//! The directory of segments fetched ahead, and what is in it.
 //!
 //! A segment has its final name here only after every check it gets when PostgreSQL waits for it. The name ends with the
-//! key of one run of one server with one configuration: what another one left is never found.
+//! key of one run of one server with one configuration, since the host was started: what another one left, and what a
+//! loss of power may have left half written, is never found.
 
-use std::env;
-use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::Access;
-use walkeep_common::config::Config;
 use walkeep_common::error::{Error, IoContext as _, Kind, Result};
 use walkeep_common::wal::segment::{SegmentName, SegmentSize};
 
-use super::server::Server;
+use super::mailbox;
+use super::place::{self, check_owner};
 
 /// The pipe by which the worker hears what was served; see [`super::mailbox`].
 const MAILBOX: &str = "requests";
 const PARTIAL: &str = ".part";
-
-/// Variables that differ from one command to the next and mean nothing to us.
-const SET_BY_SHELLS: [&str; 4] = ["_", "OLDPWD", "PWD", "SHLVL"];
 
 /// Recovery needs room for more than what is fetched ahead: this many bytes stay free, or a tenth of a small file system.
 const RESERVE_BYTES: u64 = 4 << 30;
@@ -36,70 +31,8 @@ pub(super) struct Spool {
     key: String,
 }
 
-/// Where a spool could be, and why it cannot.
-#[derive(Debug)]
-pub(super) struct NoPlace(pub(super) String);
-
-/// What tells one run of recovery from all others.
-pub(super) fn key(config: &Config, system_identifier: u64, server: &Server) -> io::Result<String> {
-    let (version, data, server) = (env!("CARGO_PKG_VERSION"), data_directory_identity()?, server.identity());
-    // Endpoints and credentials may come from the environment.
-    let passing = |name: &OsStr| SET_BY_SHELLS.iter().any(|set| name == *set);
-    let mut environment: Vec<_> = env::vars_os().filter(|(name, _)| !passing(name)).collect();
-    environment.sort_unstable();
-    Ok(short_hash(&format!("{version}\n{data}\n{system_identifier}\n{server}\n{config:?}\n{environment:?}")))
-}
-
-/// Finds the place of the spool for the data directory that is the working directory, whether it was created already
-/// or not: on the file system of pg_wal if possible, since a file moves at no cost then, but never in the data
-/// directory or in pg_wal, where whatever lies belongs to PostgreSQL and to its backups.
-pub(super) fn place(configured: Option<&Path>) -> io::Result<Result<PathBuf, NoPlace>> {
-    let hash = short_hash(&data_directory_identity()?);
-    let (data, wal) = (fs::canonicalize(".")?, fs::canonicalize("pg_wal")?);
-    let device = fs::metadata(&wal)?.dev();
-    // From another file system it must be copied: still quicker than a download, but only where a spool is wanted.
-    let configured = configured.map(|spool| (spool, format!("read-ahead-{hash}"), true));
-    let beside = [data.parent(), wal.parent()].into_iter().flatten();
-    let beside = beside.map(|parent| (parent, format!(".walkeep-{hash}"), false));
-
-    let mut elsewhere = None;
-    let mut tried = Vec::new();
-    for (parent, name, may_be_elsewhere) in configured.into_iter().chain(beside) {
-        let Ok(parent) = fs::canonicalize(parent) else { continue };
-        if parent.starts_with(&data) || parent.starts_with(&wal) {
-            continue;
-        }
-        let place = parent.join(name);
-        match usable(&parent, &place) {
-            Ok(found) if found == device => return Ok(Ok(place)),
-            Ok(_) if may_be_elsewhere => elsewhere = Some(place),
-            Ok(_) => {}
-            Err(error) => tried.push(format!("\"{}\": {error}", place.display())),
-        }
-    }
-    Ok(elsewhere.ok_or_else(|| NoPlace(tried.join("; "))))
-}
-
-/// The device of a directory that is there and ours alone, or can be created.
-fn usable(parent: &Path, place: &Path) -> io::Result<u64> {
-    match fs::symlink_metadata(place) {
-        Ok(metadata) => {
-            let ours = metadata.uid() == rustix::process::geteuid().as_raw();
-            if !metadata.is_dir() || !ours || metadata.mode() & 0o077 != 0 {
-                return Err(io::Error::other("not a directory of this user alone"));
-            }
-            Ok(metadata.dev())
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            rustix::fs::access(parent, Access::WRITE_OK | Access::EXEC_OK)?;
-            Ok(fs::metadata(parent)?.dev())
-        }
-        Err(error) => Err(error),
-    }
-}
-
 impl Spool {
-    /// The spool in a directory that [`place`] found.
+    /// The spool in a directory that [`place::find`] found.
     pub(super) fn new(directory: PathBuf, key: String) -> Self {
         Self { directory, key }
     }
@@ -107,10 +40,13 @@ impl Spool {
     /// Creates the directory unless it is there.
     pub(super) fn create(&self) -> Result<()> {
         let created = DirBuilder::new().mode(0o700).create(&self.directory);
-        match created {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            created => created.context("create directory", &self.directory),
-        }
+        let created = match created {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                fs::symlink_metadata(&self.directory).and_then(|found| check_owner(&found))
+            }
+            created => created,
+        };
+        created.context("create directory", &self.directory)
     }
 
     /// Where it is.
@@ -158,11 +94,30 @@ impl Spool {
         }
     }
 
+    /// Removes the directory if there is nothing in it.
+    pub(super) fn remove_if_empty(&self) {
+        let _ = fs::remove_dir(&self.directory);
+    }
+
     /// Removes everything, the directory included.
     pub(super) fn remove(&self) {
         self.keep_only(&[]);
         let _ = fs::remove_file(self.mailbox());
-        let _ = fs::remove_dir(&self.directory);
+        self.remove_if_empty();
+    }
+
+    /// Removes the spools beside this one whose worker was killed, with nobody left to start another one.
+    pub(super) fn remove_abandoned(&self) {
+        let others = self.directory.parent().into_iter().filter_map(|parent| fs::read_dir(parent).ok());
+        for other in others.flatten().flatten().map(|entry| entry.path()) {
+            let is_other = place::is_spool(&other) && other != self.directory;
+            if is_other && fs::symlink_metadata(&other).is_ok_and(|metadata| check_owner(&metadata).is_ok()) {
+                let other = Self::new(other, String::new());
+                if let Ok(Some(_lock)) = mailbox::lock(&other) {
+                    other.remove();
+                }
+            }
+        }
     }
 
     /// Whether there is room for this many more segments besides what recovery itself needs.
@@ -215,14 +170,4 @@ impl Drop for Unfinished {
             let _ = fs::remove_file(&self.partial);
         }
     }
-}
-
-/// The user and the data directory, which is the working directory, by device and inode.
-fn data_directory_identity() -> io::Result<String> {
-    let data = fs::metadata(".")?;
-    Ok(format!("{} {} {}", rustix::process::geteuid().as_raw(), data.dev(), data.ino()))
-}
-
-fn short_hash(text: &str) -> String {
-    blake3::hash(text.as_bytes()).to_hex().chars().take(16).collect()
 }

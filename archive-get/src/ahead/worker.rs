@@ -81,15 +81,19 @@ fn work(args: &Args) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(CONCURRENT).enable_all().build();
     let runtime = runtime.map_err(unavailable)?;
     runtime.block_on(async {
-        let Some(mailbox) = Mailbox::open(&spool).map_err(unavailable)? else { return Ok(()) };
+        let Some(mut mailbox) = Mailbox::open(&spool).map_err(unavailable)? else { return Ok(()) };
         // From here on the spool is this worker's, with whatever a killed one left.
         spool.keep_only(&[]);
+        spool.remove_abandoned();
         let archive = WalArchive::open(&config, ahead.system_identifier, ahead.memory, Patience::For(PATIENCE));
         if let Ok(archive) = archive {
             let reader = Reader::new(spool.clone(), ahead.server, archive, ahead.segment_size);
-            reader.run(mailbox, ahead.segment, &config, args.last_segment).await;
+            reader.run(&mut mailbox, ahead.segment, &config, args.last_segment).await;
         }
-        spool.remove();
+        // Where the pipe was taken away, another worker may have begun.
+        if mailbox.is_in(&spool) {
+            spool.remove();
+        }
         Ok(())
     })?;
     // A request that hangs must not keep the process.
@@ -137,7 +141,7 @@ impl Reader {
     }
 
     /// Goes on until it is not needed any more.
-    async fn run(mut self, mut mailbox: Mailbox, served: SegmentName, config: &Config, last: Option<SegmentName>) {
+    async fn run(mut self, mailbox: &mut Mailbox, served: SegmentName, config: &Config, last: Option<SegmentName>) {
         let mut look = tokio::time::interval(LOOK_AGAIN);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = Instant::now();
