@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use walkeep_common::cli::CommonArgs;
+use walkeep_common::wal::name::WalFileName;
 
 const EXAMPLE: &str = "\
 Example, in postgresql.conf:
@@ -29,4 +30,10 @@ pub(crate) struct Args {
     /// Run as root all the same
     #[arg(long)]
     pub(crate) allow_root: bool,
+    /// Push ahead what waits in the data directory PATH, for calls at this socket; archive-push starts itself so
+    #[arg(long, hide = true, value_name = "SOCKET")]
+    pub(crate) push_ahead: Option<PathBuf>,
+    /// The file that was pushed a moment ago
+    #[arg(long, hide = true, value_name = "NAME", requires = "push_ahead")]
+    pub(crate) pushed: Option<WalFileName>,
 }

@@ -1,14 +1,16 @@
 //! `archive_command = 'archive-push %p'`: stores one WAL file and says 0 only once it is durable.
 //!
-//! The way of a file: [`source`] checks that it is what its name says, [`push`] stores it, [`exit`] is what PostgreSQL
-//! reads.
+//! The way of a file: [`source`] checks that it is what its name says, [`push`] asks the worker of [`ahead`] for it or
+//! stores it, [`exit`] is what PostgreSQL reads.
 
+mod ahead;
 mod args;
 mod backfill;
 mod exit;
 mod limits;
 mod push;
 mod source;
+mod store;
 
 use std::process::ExitCode;
 
@@ -39,6 +41,14 @@ fn main() -> ExitCode {
             return ExitCode::from(exit::USAGE);
         }
     };
+    if let Some(socket) = &args.push_ahead {
+        ALLOCATOR.set_code(exit::DONE.into());
+        cli::restrict_new_files();
+        ahead::keep_warnings();
+        let _ = Reporter::install(PROGRAM, args.common.log_format);
+        ahead::worker::run(&args, socket);
+        return ExitCode::from(exit::DONE);
+    }
     let reporter = Reporter::install(PROGRAM, args.common.log_format);
     match caught(|| run(&args)) {
         Ok(()) => ExitCode::from(exit::DONE),
@@ -52,5 +62,5 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<()> {
     cli::restrict_new_files();
     cli::refuse_root(args.allow_root)?;
-    push::push(&args.path, args.common.resolve()?)
+    push::push(&args.path, &args.common.resolve()?)
 }

@@ -1,7 +1,6 @@
 //! Archiving one file.
 
-use std::path::Path;
-
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use walkeep_common::cli::bounded::bounded;
@@ -9,59 +8,77 @@ use walkeep_common::config::Config;
 use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::host_memory::HostMemory;
 use walkeep_common::retry::Patience;
-use walkeep_common::wal::name::WalFileName;
-use walkeep_common::wal::segment::Timeline;
 use walkeep_common::wal_archive::WalArchive;
 
-use crate::backfill;
+use crate::ahead::Ahead;
 use crate::limits::{Limits, OUTAGE_MEMORY};
 use crate::source::Source;
+use crate::store;
 
 /// What the host remembers a failing store under.
 const OUTAGE_FACT: &str = "outage";
-/// What the host remembers having seen a timeline's history in the archive under.
-const HISTORY_FACT: &str = "history";
-/// How long it relies on that.
-const HISTORY_MEMORY: Duration = Duration::from_secs(60 * 60);
 
-/// Archives the file at `path`.
+/// Archives the file at `path`: asks the worker that pushes ahead, or does it itself.
 ///
 /// # Errors
 /// See the exit codes: every kind has one.
-pub(crate) fn push(path: &Path, config: Config) -> Result<()> {
-    let mut limits = Limits::new(config.timeout);
-    let memory = HostMemory::open(&config);
+pub(crate) fn push(path: &Path, config: &Config) -> Result<()> {
+    let memory = HostMemory::open(config);
     if let Some(problem) = memory.problem() {
         tracing::warn!("{problem}; every push looks before it stores");
     }
     let url = config.repository.to_string();
-    let impatient =
-        Limits::server_is_stopping() || memory.age(OUTAGE_FACT, &url).is_some_and(|age| age < OUTAGE_MEMORY);
+    let store_failed = memory.age(OUTAGE_FACT, &url).is_some_and(|age| age < OUTAGE_MEMORY);
+    let mut limits = Limits::new(config.timeout, store_failed);
+    // Everything that needs no store comes first: a wrong file is refused whatever the store does.
+    let source = Source::open(path).map_err(with_way_out)?;
 
-    let path = path.to_owned();
-    let deadline = Instant::now() + config.timeout;
-    let archiving = memory.clone();
-    let work = move || archive(&path, &config, &archiving, deadline, impatient.then(|| limits.first_answer()));
-    let result = bounded(work, |passed| limits.exceeded(passed));
+    let ahead = Ahead::find(path, source.name, config);
+    let answer = ahead.as_ref().and_then(|ahead| ahead.ask(&source, &mut limits));
+    let (result, is_own) = match answer {
+        Some(result) => (result, false),
+        None => (push_alone(path, source, config, &memory, &mut limits, ahead.as_ref()), true),
+    };
     match &result {
         Err(error) if error.kind() == Kind::Unavailable => memory.note(OUTAGE_FACT, &url, ""),
-        Ok(()) if memory.recall(OUTAGE_FACT, &url).is_some() => memory.forget(OUTAGE_FACT, &url),
+        Ok(()) if store_failed => memory.forget(OUTAGE_FACT, &url),
         _ => {}
+    }
+    if let Some(ahead) = ahead.filter(|_| is_own) {
+        ahead.start_if_useful(&result, &limits, &memory);
     }
     result
 }
 
+/// Archives the file without any help from other processes.
+fn push_alone(
+    path: &Path,
+    source: Source,
+    config: &Config,
+    memory: &HostMemory,
+    limits: &mut Limits,
+    ahead: Option<&Ahead<'_>>,
+) -> Result<()> {
+    let (path, config, memory): (PathBuf, _, _) = (path.to_owned(), config.clone(), memory.clone());
+    let first_answer = limits.first_answer();
+    let deadline = limits.deadline();
+    let batch = ahead.filter(|_| first_answer.is_none()).and_then(Ahead::batch);
+    let work = move || match batch {
+        Some(data) => crate::ahead::batch::push(&data, source, path, &config, &memory, deadline),
+        None => archive(&path, &source, &config, &memory, deadline, first_answer),
+    };
+    bounded(work, |_| limits.exceeded())
+}
+
 fn archive(
     path: &Path,
+    source: &Source,
     config: &Config,
     memory: &HostMemory,
     deadline: Instant,
     first_answer: Option<Duration>,
 ) -> Result<()> {
-    // Everything that needs no store comes first: a wrong file is refused whatever the store does.
-    let source = Source::open(path).map_err(with_way_out)?;
-    let archive =
-        WalArchive::open(config, source.system_identifier, memory.clone(), Patience::Until(margin(deadline)))?;
+    let archive = WalArchive::open(config, source.system_identifier, memory.clone(), Patience::Until(deadline))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -74,46 +91,11 @@ fn archive(
         let level = config.compression_level.level();
         let encoded = source.encode(level)?;
         archive.prepare_to_write(source.segment_size, source.pg_major).await?;
-        complete_the_past(&source, path, &archive, memory, level).await?;
-        archive.keep(source.name, &encoded, &source.left_timelines()).await
+        store::store(source, path, &encoded, &archive, memory, level).await
     });
     // A request that hangs must not keep the process.
     runtime.shutdown_background();
     result.map(drop)
-}
-
-/// Before a new timeline's history comes what the archive lacks of its past; before a segment of a later timeline its
-/// history.
-async fn complete_the_past(
-    source: &Source,
-    path: &Path,
-    archive: &WalArchive,
-    memory: &HostMemory,
-    level: i32,
-) -> Result<()> {
-    match source.name {
-        WalFileName::History(timeline) => {
-            let Some(size) = source.segment_size else { return Ok(()) };
-            let history = backfill::read_history(path, timeline)?;
-            backfill::backfill(archive, source.directory(), &history, size, level).await
-        }
-        WalFileName::Segment(segment) if segment.timeline > Timeline(1) => {
-            let subject = format!("{} {}", archive.store().place(), archive.layout().folder());
-            let fact = format!("{HISTORY_FACT}-{}", segment.timeline);
-            if memory.age(&fact, &subject).is_some_and(|age| age < HISTORY_MEMORY) {
-                return Ok(());
-            }
-            backfill::push_history(archive, source.directory(), segment.timeline, level).await?;
-            memory.note(&fact, &subject, "");
-            Ok(())
-        }
-        _ => Ok(()),
-    }
-}
-
-/// The attempts end a moment before the caller does, so that the reason can still be told.
-fn margin(deadline: Instant) -> Instant {
-    deadline.checked_sub(Duration::from_millis(500)).unwrap_or(deadline)
 }
 
 /// PostgreSQL offers a file again and again, and archives no other before it.

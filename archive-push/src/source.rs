@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use walkeep_common::cli::host_name;
 use walkeep_common::error::{Error, IoContext as _, Kind, Result};
 use walkeep_common::lsn::Lsn;
@@ -29,16 +30,16 @@ pub(crate) struct Source {
     pub(crate) pg_major: Option<u32>,
     path: PathBuf,
     file: File,
-    before: Stamp,
+    pub(crate) before: Stamp,
     start_lsn: Option<Lsn>,
 }
 
 /// What changes when a file is written or another takes its place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    inode: u64,
-    size: u64,
-    modified: Timestamp,
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Stamp {
+    pub(crate) inode: u64,
+    pub(crate) size: u64,
+    pub(crate) modified: Timestamp,
 }
 
 impl Source {
@@ -174,6 +175,27 @@ impl Source {
             ));
         }
         Ok(encoded)
+    }
+
+    /// The hash that identifies the file's contents.
+    ///
+    /// # Errors
+    /// `Unavailable` on I/O errors.
+    pub(crate) fn blake3(&self) -> Result<String> {
+        (&self.file).rewind().context("read WAL file", &self.path)?;
+        let mut hasher = blake3::Hasher::new();
+        let _ = hasher.update_reader(&self.file).context("read WAL file", &self.path)?;
+        Ok(hasher.finalize().to_hex().to_string())
+    }
+
+    /// The file's size in bytes.
+    pub(crate) fn size(&self) -> u64 {
+        self.before.size
+    }
+
+    /// Whether the file's name still leads to the file that was opened, unchanged.
+    pub(crate) fn is_unchanged(&self) -> bool {
+        File::open(&self.path).is_ok_and(|file| Stamp::of(&file, &self.path).is_ok_and(|stamp| stamp == self.before))
     }
 
     /// Whether the last page belongs to this segment, or is empty as after a forced switch. A file that was recycled

@@ -5,12 +5,16 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 /// The result of an operation of Walkeep.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What a failure means to the caller.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// Wrong arguments or configuration: repeating the call cannot help.
     Usage,
@@ -42,12 +46,13 @@ pub struct Error {
     hint: Option<String>,
     source: Option<Box<dyn StdError + Send + Sync>>,
     once_more: bool,
+    pause: Option<Duration>,
 }
 
 impl Error {
     /// Creates an error from what failed, in PostgreSQL's style: lower case, no full stop, names in double quotes.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), hint: None, source: None, once_more: false }
+        Self { kind, message: message.into(), hint: None, source: None, once_more: false, pause: None }
     }
 
     /// Creates an error for a failed operation on a local file, with a kind taken from the operating system's answer.
@@ -92,6 +97,18 @@ impl Error {
     /// Whether a second attempt is worth it although the failure is not a passing one.
     pub fn is_worth_one_more(&self) -> bool {
         self.once_more
+    }
+
+    /// Notes that the other side wants to be left alone for this long.
+    #[must_use]
+    pub fn not_before(mut self, pause: Duration) -> Self {
+        self.pause = Some(pause);
+        self
+    }
+
+    /// How long the other side wants to be left alone.
+    pub fn pause(&self) -> Option<Duration> {
+        self.pause
     }
 
     /// Puts what the caller was doing before the message.

@@ -1,19 +1,23 @@
 //! What this host remembers across calls, in the spool. Losing it costs requests, never correctness.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::Mode;
 
 use crate::config::Config;
 
-/// Small facts in files: what was found out about stores, and when.
-#[derive(Debug, Clone)]
+/// Small facts in files: what was found out about stores, and when. Without a directory to write to they are kept for
+/// the life of the process.
+#[derive(Debug, Clone, Default)]
 pub struct HostMemory {
     directory: Option<PathBuf>,
     problem: Option<String>,
+    facts: Arc<Mutex<HashMap<String, (String, SystemTime)>>>,
 }
 
 impl HostMemory {
@@ -22,17 +26,17 @@ impl HostMemory {
     pub fn open(config: &Config) -> Self {
         let spool = &config.spool_directory;
         let mut problem = match prepare(spool) {
-            Ok(()) => return Self { directory: Some(spool.clone()), problem: None },
+            Ok(()) => return Self { directory: Some(spool.clone()), ..Self::default() },
             Err(error) => format!("cannot use spool directory \"{}\": {error}", spool.display()),
         };
         let is_default = *spool == Path::new(crate::config::DEFAULT_SPOOL_DIRECTORY) && !spool.exists();
         if let Some(own) = own_directory().filter(|_| is_default) {
             match prepare(&own) {
-                Ok(()) => return Self { directory: Some(own), problem: None },
+                Ok(()) => return Self { directory: Some(own), ..Self::default() },
                 Err(error) => problem = format!("{problem}; nor \"{}\": {error}", own.display()),
             }
         }
-        Self { directory: None, problem: Some(problem) }
+        Self { problem: Some(problem), ..Self::default() }
     }
 
     /// The directory in use, which nobody else may write to.
@@ -42,7 +46,7 @@ impl HostMemory {
 
     /// No memory: for what only reads, which leaves nothing behind on the host.
     pub fn none() -> Self {
-        Self { directory: None, problem: None }
+        Self::default()
     }
 
     /// Whether there is anything to remember with.
@@ -57,19 +61,29 @@ impl HostMemory {
 
     /// What is remembered about `subject`.
     pub fn recall(&self, fact: &str, subject: &str) -> Option<String> {
-        fs::read_to_string(self.path(fact, subject)?).ok()
+        match self.path(fact, subject) {
+            Some(path) => fs::read_to_string(path).ok(),
+            None => self.facts(|facts| facts.get(&file_name(fact, subject)).map(|(value, _)| value.clone())),
+        }
     }
 
     /// How long ago the fact was noted.
     pub fn age(&self, fact: &str, subject: &str) -> Option<Duration> {
-        let modified = fs::metadata(self.path(fact, subject)?).ok()?.modified().ok()?;
+        let modified = match self.path(fact, subject) {
+            Some(path) => fs::metadata(path).ok()?.modified().ok()?,
+            None => self.facts(|facts| facts.get(&file_name(fact, subject)).map(|(_, noted)| *noted))?,
+        };
         // A time in the future is a clock that was set back: nothing is known then.
         SystemTime::now().duration_since(modified).ok()
     }
 
     /// Notes a fact about `subject`. A failure only means that it will not be remembered.
     pub fn note(&self, fact: &str, subject: &str, value: &str) {
-        let Some(path) = self.path(fact, subject) else { return };
+        let Some(path) = self.path(fact, subject) else {
+            let noted = (value.to_owned(), SystemTime::now());
+            let _ = self.facts(|facts| facts.insert(file_name(fact, subject), noted));
+            return;
+        };
         let staged = path.with_extension(std::process::id().to_string());
         let written = fs::write(&staged, value).and_then(|()| fs::rename(&staged, &path));
         if let Err(error) = written {
@@ -80,16 +94,24 @@ impl HostMemory {
 
     /// Forgets a fact about `subject`.
     pub fn forget(&self, fact: &str, subject: &str) {
-        if let Some(path) = self.path(fact, subject) {
-            let _ = fs::remove_file(path);
-        }
+        let _ = match self.path(fact, subject) {
+            Some(path) => fs::remove_file(path).is_ok(),
+            None => self.facts(|facts| facts.remove(&file_name(fact, subject))).is_some(),
+        };
     }
 
     fn path(&self, fact: &str, subject: &str) -> Option<PathBuf> {
-        let digest = blake3::hash(subject.as_bytes()).to_hex();
-        let directory = self.directory.as_ref()?;
-        Some(directory.join(format!("{fact}-{}", digest.get(..16).unwrap_or_default())))
+        self.directory.as_ref().map(|directory| directory.join(file_name(fact, subject)))
     }
+
+    fn facts<T>(&self, look: impl FnOnce(&mut HashMap<String, (String, SystemTime)>) -> T) -> T {
+        look(&mut self.facts.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn file_name(fact: &str, subject: &str) -> String {
+    let digest = blake3::hash(subject.as_bytes()).to_hex();
+    format!("{fact}-{}", digest.get(..16).unwrap_or_default())
 }
 
 /// `$XDG_STATE_HOME/walkeep`, else below the user's home directory. PostgreSQL is often started without the user's
@@ -156,6 +178,10 @@ mod tests {
         let memory = memory(&file);
         assert!(memory.problem().unwrap().contains("file"));
         memory.note("fact", "subject", "value");
+        assert_eq!(memory.recall("fact", "subject").as_deref(), Some("value"), "for as long as the process lives");
+        assert!(memory.age("fact", "subject").unwrap() < Duration::from_secs(60));
+        assert_eq!(HostMemory { facts: Arc::default(), ..memory.clone() }.recall("fact", "subject"), None);
+        memory.forget("fact", "subject");
         assert_eq!(memory.recall("fact", "subject"), None);
     }
 }

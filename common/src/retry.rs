@@ -64,7 +64,7 @@ where
             Err(error) if error.is_worth_one_more() && attempts == 1 => error,
             result => return result,
         };
-        let pause = pauses.next_backoff().unwrap_or(LONGEST_PAUSE);
+        let pause = pauses.next_backoff().unwrap_or(LONGEST_PAUSE).max(error.pause().unwrap_or_default());
         if Instant::now() + pause >= deadline {
             let tried = format!("gave up after {attempts} attempts in {:.1} s", begun.elapsed().as_secs_f64());
             return Err(if attempts > 1 { error.context(tried) } else { error });
@@ -118,6 +118,21 @@ mod tests {
             async { Err(Error::new(Kind::Damaged, "no").worth_one_more()) }
         }));
         assert_eq!((result.unwrap_err().kind(), calls.get()), (Kind::Damaged, 2));
+    }
+
+    #[test]
+    fn who_wants_to_be_left_alone_is() {
+        let calls = Cell::new(0);
+        let begun = Instant::now();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let attempt = || {
+            calls.set(calls.get() + 1);
+            let pause = Duration::from_secs(calls.get());
+            async move { Err::<(), _>(Error::new(Kind::Unavailable, "no").not_before(pause)) }
+        };
+        let result = runtime.block_on(retry(Patience::For(Duration::from_secs(2)), attempt));
+        assert_eq!((result.unwrap_err().kind(), calls.get()), (Kind::Unavailable, 2));
+        assert!((1..2).contains(&begun.elapsed().as_secs()), "the second pause would end too late");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! | [`cluster`] | a real PostgreSQL of any major |
 //! | [`ceph`], [`emulator`] | object stores that follow the protocol, and some that do not |
 //! | [`repository`] | a repository in a directory or a bucket, its configuration, and its objects by hand |
+//! | [`worker`] | the processes in the background that push ahead |
 //! | [`proxy`] | faults between a program and its store, on purpose and counted |
 //! | [`dice`] | random moments, with a seed to repeat them |
 //!
@@ -28,3 +29,4 @@ pub mod run;
 pub mod scratch;
 pub mod user;
 pub mod wait;
+pub mod worker;

@@ -243,7 +243,12 @@ impl Repository {
                 let path = root.join(key);
                 let parent = path.parent().expect("a directory");
                 std::fs::create_dir_all(parent).expect("create a directory");
-                std::fs::write(&path, bytes).expect("write an object");
+                // As any store does it: there at once, whole, and readable.
+                let mut unfinished = path.clone().into_os_string();
+                unfinished.push("#");
+                std::fs::write(&unfinished, bytes).expect("write an object");
+                user::give(Path::new(&unfinished));
+                std::fs::rename(&unfinished, &path).expect("write an object");
                 for path in path.ancestors().take_while(|path| *path != root) {
                     user::give(path);
                 }

@@ -5,10 +5,13 @@ use walkeep_tests::cluster::{Cluster, Options};
 use walkeep_tests::proxy::{Fault, Proxy, Rule};
 use walkeep_tests::repository::Repository;
 use walkeep_tests::wait::{SOON, until};
+use walkeep_tests::worker;
 
 fn archiving(repository: &Repository) -> Options {
     let command = format!("{} %p", binaries::archive_push().display());
-    Cluster::options().segment_size(1).environment(repository.environment()).archive_command(&command)
+    let options = Cluster::options().segment_size(1).environment(repository.environment());
+    // The worker of a server that does not archive any more leaves soon.
+    options.environment(&[("WALKEEP_LINGER".to_owned(), "1s".to_owned())]).archive_command(&command)
 }
 
 /// A primary that archived its first segments and then no more, and a standby that has streamed all of it.
@@ -20,6 +23,7 @@ fn primary_and_standby(repository: &Repository) -> (Cluster, Cluster, Vec<String
     standby.start();
     primary.sql("alter system set archive_command = 'false'");
     primary.reload();
+    until("nothing pushes ahead any more", SOON, || worker::of(primary.data()).is_empty().then_some(()));
     let segments: Vec<String> = (1..=6)
         .map(|batch| {
             primary.sql(&format!("insert into t values ({batch})"));

@@ -10,6 +10,7 @@ mod golden;
 mod harness;
 mod kills;
 mod layers;
+mod push_ahead;
 mod read_ahead;
 mod read_ahead_servers;
 mod readme;

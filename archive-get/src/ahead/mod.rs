@@ -155,8 +155,8 @@ impl ReadAhead {
     fn warn_once(&self, problem: &str) {
         let (memory, run) = (&self.memory, self.server.identity());
         let data_directory = place::data_directory_identity().unwrap_or_default();
-        if memory.recall(WARNED_FACT, &data_directory).as_deref() != Some(run) {
-            memory.note(WARNED_FACT, &data_directory, run);
+        if memory.recall(WARNED_FACT, &data_directory).as_ref() != Some(&run) {
+            memory.note(WARNED_FACT, &data_directory, &run);
             let more = memory.problem().map(|problem| format!("; {problem}")).unwrap_or_default();
             tracing::warn!("no segments are fetched ahead, for want of a place for them: {problem}{more}");
         }

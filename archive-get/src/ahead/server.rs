@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use walkeep_common::postgres::postmaster::PostmasterPid;
 use walkeep_common::wal::history::TimelineHistory;
 use walkeep_common::wal::name::WalFileName;
 
@@ -12,28 +13,23 @@ use crate::exit;
 const HISTORY_LIMIT: u64 = 1 << 20;
 
 /// One run of a server on the data directory that is the working directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Server {
-    /// The first three lines of `postmaster.pid`: process, data directory and time of start (src/include/utils/pidfile.h).
-    identity: String,
-}
+#[derive(Debug, Clone)]
+pub(super) struct Server(PostmasterPid);
 
 impl Server {
     /// The server that runs now; nothing if none does.
     pub(super) fn find() -> Option<Self> {
-        let text = fs::read_to_string("postmaster.pid").ok()?;
-        let lines: Vec<&str> = text.lines().take(3).collect();
-        (lines.len() == 3).then(|| Self { identity: lines.join("\n") })
+        PostmasterPid::read(Path::new(".")).filter(|server| server.start_time != 0).map(Self)
     }
 
-    /// What tells this run of the server from any other on this host.
-    pub(super) fn identity(&self) -> &str {
-        &self.identity
+    /// What tells this run of the server from any other on this data directory, as long as the host runs.
+    pub(super) fn identity(&self) -> String {
+        format!("{} {}", self.0.pid, self.0.start_time)
     }
 
     /// Whether this run of the server goes on and is still in recovery. At its end PostgreSQL removes the signal files.
     pub(super) fn still_recovers(&self) -> bool {
-        Self::find().as_ref() == Some(self) && exit::signal(Path::new(".")).is_some()
+        Self::find().is_some_and(|now| now.0.is_same_server(&self.0)) && exit::signal(Path::new(".")).is_some()
     }
 
     /// Whether an orphan would become a child of PostgreSQL's: as the first process of a container it would take the end
@@ -43,8 +39,7 @@ impl Server {
         let shown = fs::read_link("/proc/self").ok();
         let ours = rustix::process::getpid().as_raw_pid().to_string();
         let first = fs::read_to_string("/proc/1/comm").ok().filter(|_| shown == Some(ours.into()));
-        let is_first = self.identity.lines().next() == Some("1");
-        is_first || first.is_none_or(|name| ["postgres", "postmaster"].contains(&name.trim()))
+        self.0.pid == 1 || first.is_none_or(|name| ["postgres", "postmaster"].contains(&name.trim()))
     }
 }
 

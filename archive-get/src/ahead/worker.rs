@@ -33,11 +33,9 @@ const CONCURRENT: usize = 4;
 const PATIENCE: Duration = Duration::from_secs(10 * 60);
 /// How often it is looked whether the server still recovers.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
-/// How long the worker stays when nothing is asked for and nothing lies ready.
-const IDLE: Duration = Duration::from_secs(30);
-/// How long it stays when segments lie ready: replaying one large segment may take minutes, and fetching the others again
+/// How long it stays at least when segments lie ready: replaying one large segment may take minutes, and fetching the others again
 /// for each would be worse than keeping them.
-const IDLE_WITH_SEGMENTS: Duration = Duration::from_secs(10 * 60);
+const LINGER_WITH_SEGMENTS: Duration = Duration::from_secs(10 * 60);
 
 /// Starts a worker that goes on from the segment this call served. It knows all that this call knows: the same arguments,
 /// environment and working directory.
@@ -158,8 +156,9 @@ impl Reader {
                 },
                 Some(ended) = self.fetches.join_next() => self.note(ended),
                 _ = look.tick() => {
-                    let idle = if self.ready.is_empty() && self.running.is_empty() { IDLE } else { IDLE_WITH_SEGMENTS };
-                    if heard.elapsed() > idle || !self.server.still_recovers() || !mailbox.is_in(&self.spool) {
+                    let has_none = self.ready.is_empty() && self.running.is_empty();
+                    let linger = if has_none { config.linger } else { config.linger.max(LINGER_WITH_SEGMENTS) };
+                    if heard.elapsed() > linger || !self.server.still_recovers() || !mailbox.is_in(&self.spool) {
                         break;
                     }
                 }

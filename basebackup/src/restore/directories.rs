@@ -12,13 +12,15 @@ use walkeep_common::postgres::control::ControlFile;
 use walkeep_common::postgres::postmaster::PostmasterPid;
 use walkeep_common::repository::backup::Backup;
 
-use super::root::{EntryKind, Root};
+use super::root::{DirectoryEntry, EntryKind, Root};
 use crate::output::bytes;
 use crate::pack::index::IndexEntry;
 use crate::pack::member::MemberPath;
 
 /// `pg_control` until everything else is durable: a server finds none and refuses to start.
 pub const STAGED_CONTROL: &str = "global/pg_control.walkeep";
+/// What is written before all others.
+const EARLY_FILES: [&str; 2] = ["PG_VERSION", STAGED_CONTROL];
 /// What mkfs puts into every file system.
 pub const LOST_AND_FOUND: &str = "lost+found";
 
@@ -85,7 +87,9 @@ impl Directories {
     pub fn refuse_used(&self) -> Result<()> {
         self.refuse_running_server()?;
         for (place, path) in self.all() {
-            if let Some(first) = first_entry(path)? {
+            if let Some(first) = first_entry(path)?
+                && !(place == Place::Data && is_only_begun(path)?)
+            {
                 return Err(not_empty(place, path, &first));
             }
         }
@@ -107,7 +111,7 @@ impl Directories {
                 return Err(not_empty(place, path, &first));
             }
         }
-        if first_entry(&self.data)?.is_none() {
+        if first_entry(&self.data)?.is_none() || is_only_begun(&self.data)? {
             return Ok(());
         }
         let refused = |problem: String| {
@@ -208,6 +212,36 @@ fn first_entry(path: &Path) -> Result<Option<PathBuf>> {
     Ok(names.find(|name| name != Path::new(LOST_AND_FOUND)))
 }
 
+/// Whether a directory holds only what a restore makes before everything else: it was interrupted there, and nothing
+/// of anyone's is lost with it.
+fn is_only_begun(directory: &Path) -> Result<bool> {
+    let Some(root) = existing(directory)? else { return Ok(true) };
+    only_early(&root, Path::new(""))
+}
+
+fn only_early(root: &Root, path: &Path) -> Result<bool> {
+    for DirectoryEntry { name, kind, .. } in root.entries(path)? {
+        let below = path.join(name);
+        let early = match kind {
+            EntryKind::Directory if below == Path::new(LOST_AND_FOUND) => true,
+            EntryKind::Directory => {
+                ["global", "pg_tblspc"].map(Path::new).contains(&&*below) && only_early(root, &below)?
+            }
+            EntryKind::File => EARLY_FILES.iter().any(|name| below == Path::new(name) || below == early_name(name)),
+            EntryKind::Other => below == Path::new("pg_wal") || path == Path::new("pg_tblspc"),
+        };
+        if !early {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// What a file that is written before all others is called until it is durable.
+pub fn early_name(name: &str) -> PathBuf {
+    format!("{name}.new").into()
+}
+
 /// Refuses what will not fit.
 ///
 /// # Errors
@@ -260,4 +294,31 @@ pub fn allocated(root: &Root, path: &Path) -> Result<u64> {
         };
     }
     Ok(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_interrupted_start_of_a_restore_leaves_is_no_ones() {
+        let place = tempfile::tempdir().unwrap();
+        let at = |name: &str| place.path().join(name);
+        let directories = Directories { data: place.path().to_owned(), wal: None, tablespaces: BTreeMap::new() };
+        for directory in ["global", "pg_tblspc"] {
+            fs::create_dir(at(directory)).unwrap();
+        }
+        for link in ["pg_wal", "pg_tblspc/16384"] {
+            std::os::unix::fs::symlink("/nowhere", at(link)).unwrap();
+        }
+        for file in ["PG_VERSION", "PG_VERSION.new", STAGED_CONTROL, "global/pg_control.walkeep.new"] {
+            fs::write(at(file), "").unwrap();
+            directories.refuse_used().unwrap();
+        }
+        for file in ["global/1262", "global/pg_control", "backup_label", "pg_tblspc/PG_VERSION"] {
+            fs::write(at(file), "").unwrap();
+            assert_eq!(directories.refuse_used().unwrap_err().kind(), Kind::Conflict, "{file}");
+            fs::remove_file(at(file)).unwrap();
+        }
+    }
 }

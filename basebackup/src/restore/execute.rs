@@ -14,7 +14,7 @@ use walkeep_common::wal_archive::WalArchive;
 use super::contents::damaged;
 use super::delta;
 use super::destination::Destination;
-use super::directories::{Place, STAGED_CONTROL, allocated};
+use super::directories::{Place, STAGED_CONTROL, allocated, early_name};
 use super::finish::{Configuration, SIGNAL_FILES, publish_control, write_manifest, write_settings, write_wal};
 use super::root::Root;
 use super::write::{FileWriter, create_directories, create_files, settle};
@@ -132,7 +132,7 @@ fn sort_out(
     let _ = find("backup_label")?;
     let mut early = Vec::new();
     for (member, name) in [(VERSION, VERSION), (CONTROL, STAGED_CONTROL)] {
-        let path = MemberPath::new(format!("{name}.new").into_bytes());
+        let path = MemberPath::new(early_name(name).into_os_string().into_encoded_bytes());
         let path = path.map_err(|error| Error::new(Kind::Internal, "cannot stage a file").caused_by(error))?;
         early.push(Early { entry: IndexEntry { path, ..find(member)? }, name });
     }

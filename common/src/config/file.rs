@@ -19,6 +19,10 @@ pub(super) struct FileSettings {
     pub(super) standby_outage: Option<String>,
     #[serde(deserialize_with = "number_or_text")]
     pub(super) prefetch: Option<String>,
+    #[serde(deserialize_with = "number_or_text")]
+    pub(super) jobs: Option<String>,
+    #[serde(deserialize_with = "number_or_text")]
+    pub(super) linger: Option<String>,
     pub(super) run_directory: Option<String>,
     pub(super) spool_directory: Option<String>,
     pub(super) s3: S3FileSettings,
@@ -34,18 +38,20 @@ pub(super) struct S3FileSettings {
     pub(super) ca_file: Option<String>,
 }
 
-const KEYS: [&str; 9] = [
+pub(super) const KEYS: [&str; 11] = [
     "repository",
     "cluster",
     "timeout",
     "compression_level",
     "standby_outage",
     "prefetch",
+    "jobs",
+    "linger",
     "run_directory",
     "spool_directory",
     "s3",
 ];
-const S3_KEYS: [&str; 4] = ["endpoint", "region", "path_style", "ca_file"];
+pub(super) const S3_KEYS: [&str; 4] = ["endpoint", "region", "path_style", "ca_file"];
 
 impl FileSettings {
     /// Reads the text of the file at `path`.

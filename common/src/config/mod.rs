@@ -4,7 +4,9 @@ mod duration;
 mod file;
 mod location;
 
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 pub use duration::parse_duration;
@@ -21,11 +23,14 @@ const DEFAULT_CLUSTER: &str = "main";
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 const DEFAULT_PREFETCH: u32 = 16;
 const MOST_PREFETCHED: u32 = 1024;
-const DEFAULT_RUN_DIRECTORY: &str = "/run/walkeep";
+const DEFAULT_LINGER: Duration = Duration::from_secs(10);
+const MOST_JOBS: usize = 256;
+/// The value of `run_directory` when it is not set.
+pub const DEFAULT_RUN_DIRECTORY: &str = "/run/walkeep";
 pub(crate) const DEFAULT_SPOOL_DIRECTORY: &str = "/var/spool/walkeep";
 
 /// Every environment variable that sets something, without the names of the object stores' own chains.
-const VARIABLES: [&str; 13] = [
+const VARIABLES: [&str; 15] = [
     "WALKEEP_CONFIG",
     "WALKEEP_REPOSITORY",
     "WALKEEP_CLUSTER",
@@ -33,6 +38,8 @@ const VARIABLES: [&str; 13] = [
     "WALKEEP_COMPRESSION_LEVEL",
     "WALKEEP_STANDBY_OUTAGE",
     "WALKEEP_PREFETCH",
+    "WALKEEP_JOBS",
+    "WALKEEP_LINGER",
     "WALKEEP_RUN_DIRECTORY",
     "WALKEEP_SPOOL_DIRECTORY",
     "WALKEEP_S3_ENDPOINT",
@@ -69,6 +76,10 @@ pub struct Config {
     pub standby_outage: StandbyOutage,
     /// How many segments `archive-get` fetches ahead of recovery; 0 for none.
     pub prefetch: u32,
+    /// How many WAL files are pushed at the same time; none for one per processor.
+    pub jobs: Option<NonZero<usize>>,
+    /// How long a process that pushes or fetches ahead stays when nothing is asked of it.
+    pub linger: Duration,
     /// Where sockets and short-lived state live.
     pub run_directory: PathBuf,
     /// Where what is remembered across calls lives.
@@ -94,6 +105,12 @@ impl CompressionLevel {
             Self::Auto => 3,
             Self::Fixed(level) => level,
         }
+    }
+
+    /// The level to give to zstd while so many files wait: the faster they go, the less is lost with the host.
+    pub fn level_with_backlog(self, waiting: usize) -> i32 {
+        const BACKLOG: usize = 8;
+        if self == Self::Auto && waiting > BACKLOG { 1 } else { self.level() }
     }
 }
 
@@ -158,6 +175,8 @@ impl Config {
             resolved(pick("WALKEEP_COMPRESSION_LEVEL", settings.compression_level), "compression_level", parse_level)?;
         let outage = resolved(pick("WALKEEP_STANDBY_OUTAGE", settings.standby_outage), "standby_outage", parse_outage)?;
         let prefetch = resolved(pick("WALKEEP_PREFETCH", settings.prefetch), "prefetch", parse_prefetch)?;
+        let jobs = resolved(pick("WALKEEP_JOBS", settings.jobs), "jobs", parse_jobs)?;
+        let linger = resolved(pick("WALKEEP_LINGER", settings.linger), "linger", parse_duration)?;
         let directory = |name, from_file, setting, default: &str| {
             resolved(pick(name, from_file), setting, parse_directory).map(|path| path.unwrap_or_else(|| default.into()))
         };
@@ -168,6 +187,8 @@ impl Config {
             compression_level: level.unwrap_or_default(),
             standby_outage: outage.unwrap_or_default(),
             prefetch: prefetch.unwrap_or(DEFAULT_PREFETCH),
+            jobs,
+            linger: linger.unwrap_or(DEFAULT_LINGER),
             run_directory: directory(
                 "WALKEEP_RUN_DIRECTORY",
                 settings.run_directory,
@@ -183,6 +204,11 @@ impl Config {
             s3: resolve_s3(settings.s3, &pick)?,
             file,
         })
+    }
+
+    /// How many WAL files are pushed at the same time: what is set, else one per processor.
+    pub fn jobs(&self) -> usize {
+        self.jobs.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZero::get)
     }
 
     /// The file's path and the settings `restore_command` needs to find the same repository again.
@@ -278,6 +304,11 @@ fn parse_level(text: &str) -> Result<CompressionLevel, String> {
         Ok(level) if (-7..=19).contains(&level) && level != 0 => Ok(CompressionLevel::Fixed(level)),
         _ => Err("expected \"auto\" or a zstd level from 1 to 19 (or -7 to -1)".to_owned()),
     }
+}
+
+fn parse_jobs(text: &str) -> Result<NonZero<usize>, String> {
+    let number = text.parse().ok().filter(|number: &NonZero<usize>| number.get() <= MOST_JOBS);
+    number.ok_or_else(|| format!("expected a number from 1 to {MOST_JOBS}"))
 }
 
 fn parse_outage(text: &str) -> Result<StandbyOutage, String> {

@@ -14,6 +14,7 @@ fn one_line_is_enough() {
     assert_eq!(config.repository.to_string(), "s3://bucket/some/prefix");
     assert_eq!((config.cluster.as_str(), config.timeout), ("main", Duration::from_secs(60)));
     assert_eq!((config.compression_level.level(), config.prefetch), (3, 16));
+    assert_eq!((config.jobs, config.linger), (None, Duration::from_secs(10)));
 }
 
 #[test]
@@ -58,6 +59,8 @@ fn what_cannot_be_meant_is_refused_with_the_setting_and_its_place() {
         ("repository = \"file:///a\"\ncompression_level = 99", "compression_level"),
         ("repository = \"file:///a\"\nstandby_outage = \"maybe\"", "standby_outage"),
         ("repository = \"file:///a\"\nprefetch = -1", "prefetch"),
+        ("repository = \"file:///a\"\njobs = 0", "jobs"),
+        ("repository = \"file:///a\"\nlinger = \"0s\"", "linger"),
         ("repository = \"file:///a\"\nrun_directory = \"run\"", "run_directory"),
         ("repository = \"file:///a\"\n[s3]\nendpoint = \"minio:9000\"", "s3.endpoint"),
         ("repository = \"file:///a", "line 1"),
@@ -66,6 +69,12 @@ fn what_cannot_be_meant_is_refused_with_the_setting_and_its_place() {
         assert_eq!(error.kind(), Kind::Usage, "{text}");
         assert!(error.to_string().contains(word), "{text}: {error}");
     }
+}
+
+#[test]
+fn a_backlog_lowers_the_level_unless_one_is_set() {
+    assert_eq!([0, 8, 9].map(|waiting| CompressionLevel::Auto.level_with_backlog(waiting)), [3, 3, 1]);
+    assert_eq!(CompressionLevel::Fixed(5).level_with_backlog(1000), 5);
 }
 
 #[test]
@@ -78,4 +87,13 @@ fn a_named_file_must_exist_but_the_default_one_need_not() {
 fn mistyped_variables_are_noticed() {
     let names = ["WALKEEP_REPOSITORI", "WALKEEP_CLUSTER", "PATH"].map(str::to_owned);
     assert_eq!(unknown_variables(names.into_iter()), ["WALKEEP_REPOSITORI"]);
+}
+
+#[test]
+fn every_key_is_in_the_readme() {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
+    let s3 = file::S3_KEYS.iter().map(|key| format!("s3.{key}"));
+    for key in file::KEYS.iter().filter(|key| **key != "s3").map(ToString::to_string).chain(s3) {
+        assert!(readme.contains(&format!("\n| `{key}` |")), "{key}");
+    }
 }

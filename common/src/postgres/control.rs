@@ -118,7 +118,10 @@ impl ControlFile {
 /// `Invalid` if the two are of different clusters: the file would be filed under the wrong one.
 pub fn of_wal_file(path: &Path) -> Result<Option<ControlFile>> {
     let here = ControlFile::read(Path::new(".")).ok();
-    let above = path.parent().and_then(|directory| ControlFile::read(&directory.join("..")).ok());
+    // In an absolute path `pg_wal` may be a link to another disk, above which there is nothing.
+    let named = path.parent().and_then(Path::parent).filter(|_| path.is_absolute()).map(Path::to_owned);
+    let found = path.parent().map(|directory| directory.join(".."));
+    let above = [named, found].into_iter().flatten().find_map(|directory| ControlFile::read(&directory).ok());
     match (here, above) {
         (Some(here), Some(above)) if here.system_identifier != above.system_identifier => Err(Error::new(
             Kind::Invalid,

@@ -9,6 +9,8 @@ use std::path::Path;
 pub struct PostmasterPid {
     /// Line 1: the postmaster's process.
     pub pid: i32,
+    /// Line 3: when it started, in seconds since 1970. With the process, what tells one run of a server from another.
+    pub start_time: i64,
     /// Line 8: `starting`, `stopping`, `ready`, `standby`; empty while it is not known yet.
     pub status: String,
 }
@@ -19,7 +21,13 @@ impl PostmasterPid {
         let text = std::fs::read_to_string(data_directory.join("postmaster.pid")).ok()?;
         let mut lines = text.lines();
         let pid = lines.next()?.trim().parse().ok()?;
-        Some(Self { pid, status: lines.nth(6).unwrap_or_default().trim().to_owned() })
+        let start_time = lines.nth(1).and_then(|line| line.trim().parse().ok()).unwrap_or_default();
+        Some(Self { pid, start_time, status: lines.nth(4).unwrap_or_default().trim().to_owned() })
+    }
+
+    /// Whether this is the same run of the same server, whatever its status.
+    pub fn is_same_server(&self, other: &Self) -> bool {
+        (self.pid, self.start_time) == (other.pid, other.start_time)
     }
 
     /// Whether the server was told to shut down and waits for the archiver.
@@ -41,7 +49,7 @@ mod tests {
         )
         .unwrap();
         let pid = PostmasterPid::read(directory.path()).unwrap();
-        assert_eq!((pid.pid, pid.is_stopping()), (123, true));
+        assert_eq!((pid.pid, pid.start_time, pid.is_stopping()), (123, 1, true));
         assert_eq!(PostmasterPid::read(Path::new("/nonexistent")), None);
     }
 }

@@ -25,6 +25,8 @@ const CREDENTIAL_CODES: [&str; 8] = [
 /// Codes that a fresh signature, with credentials read anew, may clear up.
 const OUTDATED_CODES: [&str; 3] = ["ExpiredToken", "TokenRefreshRequired", "RequestTimeTooSkewed"];
 const MISSING_BUCKET_CODES: [&str; 3] = ["NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist"];
+/// Codes that ask for fewer requests.
+const THROTTLING_CODES: [&str; 2] = ["SlowDown", "ServerBusy"];
 /// Where a machine of a cloud asks for its own credentials: the last resort where none are configured.
 const METADATA_SERVICES: [&str; 4] =
     ["//169.254.169.254/", "//169.254.170.", "//metadata.google.internal", "//login.microsoftonline.com"];
@@ -57,6 +59,12 @@ pub(super) fn is_refusal(error: &StoreError) -> bool {
 /// Whether the store does not know conditional puts.
 pub(super) fn is_not_implemented(error: &StoreError) -> bool {
     matches!(error, StoreError::NotImplemented { .. }) || status(&text(error)) == Some(501)
+}
+
+/// Whether the store asks for fewer requests.
+pub(super) fn is_throttling(error: &StoreError) -> bool {
+    let text = text(error);
+    matches!(status(&text), Some(429 | 503)) || mentions(&text, &THROTTLING_CODES)
 }
 
 /// Whether the range asked for begins behind the object's end.
@@ -308,6 +316,18 @@ mod tests {
         }
         assert_eq!(kind(&generic("error sending request: Connection refused")), Kind::Unavailable);
         assert_eq!(kind(&generic("dns error: failed to lookup address information")), Kind::Unavailable);
+    }
+
+    #[test]
+    fn a_store_that_wants_fewer_requests_is_told_from_one_that_fails() {
+        for (status, code, expected) in [
+            ("503 Service Unavailable", "", true),
+            ("429 Too Many Requests", "", true),
+            ("400 Bad Request", "SlowDown", true),
+            ("500 Internal Server Error", "InternalError", false),
+        ] {
+            assert_eq!(is_throttling(&answered(status, code)), expected, "{status} {code}");
+        }
     }
 
     #[test]

@@ -6,7 +6,9 @@ mod classify;
 pub mod create_only;
 mod credentials;
 mod directory;
+mod health;
 mod open;
+mod retry_after;
 mod upload;
 
 use std::ops::Range;
@@ -22,17 +24,18 @@ use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload};
 
 pub use self::create_only::CreateOnly;
+pub use self::health::Health;
 pub use self::upload::Upload;
 use crate::config::Location;
 use crate::error::{Error, Kind, Result};
 use crate::retry::{Patience, retry};
 
 /// How long the store may take to answer a request without a large body.
-const ANSWER_TIME: Duration = Duration::from_secs(30);
+pub const ANSWER_TIME: Duration = Duration::from_secs(30);
 /// How long a body may pause.
 const SILENCE: Duration = Duration::from_secs(30);
 /// The slowest link an upload is given time for, in bytes per second.
-const SLOWEST_LINK: u64 = 64 * 1024;
+pub const SLOWEST_LINK: u64 = 64 * 1024;
 
 /// A store at one location; keys are relative to it.
 #[derive(Clone)]
@@ -44,6 +47,7 @@ pub struct Store {
     place: String,
     directory: Option<PathBuf>,
     create_only: Arc<AtomicU8>,
+    health: Arc<Health>,
     patience: Patience,
     /// Uploads that were dropped unfinished.
     given_up: upload::GivenUp,
@@ -123,6 +127,11 @@ impl Store {
         Self { patience, ..self.clone() }
     }
 
+    /// How the store has been answering; the clones of one store share it.
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
     /// What is known about the store's conditional puts.
     pub fn create_only(&self) -> CreateOnly {
         CreateOnly::from_u8(self.create_only.load(Ordering::Relaxed))
@@ -144,7 +153,9 @@ impl Store {
     /// `Refused` or `Unavailable`; in the second case the object may have been stored all the same.
     pub async fn create(&self, key: &Path, payload: impl Into<PutPayload>) -> Result<Created> {
         let payload = payload.into();
-        retry(self.patience, || self.create_once(key, payload.clone())).await
+        let created = retry(self.patience, || self.create_once(key, payload.clone())).await?;
+        self.health.note_success();
+        Ok(created)
     }
 
     async fn create_once(&self, key: &Path, payload: PutPayload) -> Result<Created> {
@@ -316,7 +327,12 @@ impl Store {
     }
 
     fn explain(&self, doing: &str, key: &Path, error: &object_store::Error) -> Error {
-        classify::explain(&self.location, doing, &self.url_of(key), error)
+        let explained = classify::explain(&self.location, doing, &self.url_of(key), error);
+        self.health.note_failure(&explained, classify::is_throttling(error));
+        match self.health.pause() {
+            Some(pause) => explained.not_before(pause),
+            None => explained,
+        }
     }
 }
 

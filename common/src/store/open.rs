@@ -11,8 +11,9 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::prefix::PrefixStore;
 use object_store::{Certificate, ClientOptions, ObjectStore, RetryConfig};
 
+use super::retry_after::Connector;
 use super::upload::GivenUp;
-use super::{CreateOnly, Store, credentials, directory};
+use super::{CreateOnly, Health, Store, credentials, directory};
 use crate::config::{Config, S3Settings, Scheme};
 use crate::error::{Error, IoContext as _, Kind, Result};
 use crate::retry::Patience;
@@ -39,15 +40,17 @@ impl Store {
     /// # Errors
     /// `Refused` if a local repository's directory is not there; `Usage` if the settings cannot work.
     pub fn open(config: &Config, patience: Patience) -> Result<Self> {
+        let health = Arc::new(Health::default());
+        let connector = || Connector(Arc::clone(&health));
         let (clients, directory, known) = match &config.repository.scheme {
             Scheme::File { directory } => {
                 let store: Arc<dyn ObjectStore> = Arc::new(directory::open(directory)?);
                 // A hard link fails where its name exists: no store is stricter.
                 ((Arc::clone(&store), store), Some(directory.clone()), CreateOnly::Enforced)
             }
-            Scheme::S3 { bucket } => (s3(bucket, &config.s3)?, None, CreateOnly::NotEnforced),
-            Scheme::Gcs { bucket } => (gcs(bucket)?, None, CreateOnly::NotEnforced),
-            Scheme::Azure { container } => (azure(container)?, None, CreateOnly::NotEnforced),
+            Scheme::S3 { bucket } => (s3(bucket, &config.s3, connector())?, None, CreateOnly::NotEnforced),
+            Scheme::Gcs { bucket } => (gcs(bucket, connector())?, None, CreateOnly::NotEnforced),
+            Scheme::Azure { container } => (azure(container, connector())?, None, CreateOnly::NotEnforced),
         };
         let below_prefix = |store: Arc<dyn ObjectStore>| -> Arc<dyn ObjectStore> {
             match config.repository.prefix.as_str() {
@@ -62,6 +65,7 @@ impl Store {
             location: config.repository.clone(),
             directory,
             create_only: Arc::new(AtomicU8::new(known as u8)),
+            health,
             patience,
             given_up: GivenUp::default(),
         })
@@ -89,7 +93,7 @@ fn endpoint(settings: &S3Settings) -> Option<String> {
     configured.or_else(|| variable("AWS_ENDPOINT_URL_S3")).or_else(|| variable("AWS_ENDPOINT_URL"))
 }
 
-fn s3(bucket: &str, settings: &S3Settings) -> Result<Clients> {
+fn s3(bucket: &str, settings: &S3Settings, connector: Connector) -> Result<Clients> {
     let endpoint = endpoint(settings);
     let ca_file = settings.ca_file.clone().or_else(|| variable("AWS_CA_BUNDLE").map(PathBuf::from));
     // Whoever writes http:// into an endpoint asks for it.
@@ -102,6 +106,7 @@ fn s3(bucket: &str, settings: &S3Settings) -> Result<Clients> {
         .with_virtual_hosted_style_request(!path_style)
         // Over TLS the body is protected already, and hashing it again costs as much as compressing it.
         .with_unsigned_payload(!plain)
+        .with_http_connector(connector)
         .with_retry(no_retries());
     let region = settings.region.clone().or_else(|| variable("AWS_REGION")).or_else(|| variable("AWS_DEFAULT_REGION"));
     builder =
@@ -117,18 +122,24 @@ fn s3(bucket: &str, settings: &S3Settings) -> Result<Clients> {
     Ok((Arc::new(build(options.0)?), Arc::new(build(options.1)?)))
 }
 
-fn gcs(bucket: &str) -> Result<Clients> {
-    let builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket).with_retry(no_retries());
+fn gcs(bucket: &str, connector: Connector) -> Result<Clients> {
+    let builder = GoogleCloudStorageBuilder::from_env()
+        .with_bucket_name(bucket)
+        .with_http_connector(connector)
+        .with_retry(no_retries());
     let options = client_options(false, None)?;
     let build = |options| builder.clone().with_client_options(options).build().map_err(unusable);
     Ok((Arc::new(build(options.0)?), Arc::new(build(options.1)?)))
 }
 
-fn azure(container: &str) -> Result<Clients> {
+fn azure(container: &str, connector: Connector) -> Result<Clients> {
     let plain = ["AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"]
         .iter()
         .any(|name| std::env::var(name).is_ok_and(|endpoint| endpoint.starts_with("http://")));
-    let builder = MicrosoftAzureBuilder::from_env().with_container_name(container).with_retry(no_retries());
+    let builder = MicrosoftAzureBuilder::from_env()
+        .with_container_name(container)
+        .with_http_connector(connector)
+        .with_retry(no_retries());
     let options = client_options(plain, None)?;
     let build = |options| builder.clone().with_client_options(options).build().map_err(unusable);
     Ok((Arc::new(build(options.0)?), Arc::new(build(options.1)?)))

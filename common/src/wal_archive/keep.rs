@@ -97,14 +97,14 @@ impl WalArchive {
                     return Ok(Ok(Kept::New));
                 }
                 // Where the store does not refuse, someone else may have stored the same name in the same moment.
-                match self.look_at(key, file).await? {
+                match self.look_at(key, &file.header.name, file.header.size, &file.header.blake3).await? {
                     Found::Same => return Ok(Ok(Kept::New)),
                     Found::Other(header) => return Ok(Err(header)),
                     Found::Nothing => continue,
                 }
             }
             // "Exists" proves nothing yet: it may be our own first try, or a conflict that stored nothing.
-            match self.look_at(key, file).await? {
+            match self.look_at(key, &file.header.name, file.header.size, &file.header.blake3).await? {
                 Found::Same => {
                     self.store.make_durable(key)?;
                     return Ok(Ok(Kept::AlreadyThere));
@@ -119,29 +119,42 @@ impl WalArchive {
         ))
     }
 
-    async fn look_at(&self, key: &Path, file: &Encoded) -> Result<Found> {
-        self.look_at_copy(key, file).await.map_err(|error| match error.kind() {
-            Kind::Damaged => {
-                error.context(format!("the archive holds a damaged copy of \"{}\"", file.header.name)).hint(format!(
-                    "Move the object \"{}\" away; the next attempt stores the file anew.",
-                    self.store.url_of(key)
-                ))
-            }
+    /// Whether exactly this file is stored under its own name, durably. Costs one request, and no upload.
+    ///
+    /// # Errors
+    /// `Refused`, `Unavailable`, or `Damaged`.
+    pub async fn holds(&self, name: WalFileName, size: u64, blake3: &str) -> Result<bool> {
+        let key = self.layout.wal(name);
+        let same = matches!(self.look_at(&key, &name.to_string(), size, blake3).await?, Found::Same);
+        if same {
+            self.store.make_durable(&key)?;
+        }
+        Ok(same)
+    }
+
+    async fn look_at(&self, key: &Path, name: &str, size: u64, blake3: &str) -> Result<Found> {
+        self.look_at_copy(key, name, size, blake3).await.map_err(|error| match error.kind() {
+            Kind::Damaged => error.context(format!("the archive holds a damaged copy of \"{name}\"")).hint(format!(
+                "Move the object \"{}\" away; the next attempt stores the file anew.",
+                self.store.url_of(key)
+            )),
             _ => error,
         })
     }
 
-    async fn look_at_copy(&self, key: &Path, file: &Encoded) -> Result<Found> {
-        let Some((start, size)) = self.store.read_range(key, 0..MAX_BYTES).await? else { return Ok(Found::Nothing) };
+    async fn look_at_copy(&self, key: &Path, name: &str, size: u64, blake3: &str) -> Result<Found> {
+        let Some((start, object_size)) = self.store.read_range(key, 0..MAX_BYTES).await? else {
+            return Ok(Found::Nothing);
+        };
         let (header, length) = self.parse_header(key, &start)?;
-        if header.object_size(length) != size {
-            let problem = format!("it has {size} bytes instead of {}", header.object_size(length));
+        if header.object_size(length) != object_size {
+            let problem = format!("it has {object_size} bytes instead of {}", header.object_size(length));
             return Err(self.damaged(key, &problem));
         }
-        let same = header.blake3 == file.header.blake3
-            && header.name == file.header.name
-            && header.size == file.header.size
-            && header.system_identifier == file.header.system_identifier;
+        let same = header.blake3 == blake3
+            && header.name == name
+            && header.size == size
+            && header.system_identifier == self.layout.system_identifier();
         Ok(if same { Found::Same } else { Found::Other(Box::new(header)) })
     }
 }

@@ -136,6 +136,8 @@ struct Script {
     rules: Vec<Rule>,
     requests: Vec<Request>,
     connections: usize,
+    at_once: usize,
+    most_at_once: usize,
 }
 
 /// A running proxy. Dropping it closes every connection.
@@ -184,6 +186,7 @@ impl Proxy {
         let mut script = self.lock();
         script.requests.clear();
         script.connections = 0;
+        script.most_at_once = script.at_once;
     }
 
     /// Counts requests by method and a part of their path.
@@ -195,6 +198,16 @@ impl Proxy {
     /// Counts connections.
     pub fn connections(&self) -> usize {
         self.lock().connections
+    }
+
+    /// The largest number of requests that were being served at the same time.
+    pub fn most_at_once(&self) -> usize {
+        self.lock().most_at_once
+    }
+
+    /// The number of requests that are being served now.
+    pub fn at_once(&self) -> usize {
+        self.lock().at_once
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Script> {
@@ -231,10 +244,13 @@ async fn serve(client: TcpStream, upstream: &str, script: &Mutex<Script>) -> std
             let mut script = script.lock().expect("the script's lock");
             let fault = script.rules.iter_mut().find_map(|rule| rule.apply(&request));
             script.requests.push(request.clone());
+            script.at_once += 1;
+            script.most_at_once = script.most_at_once.max(script.at_once);
             fault
         };
-        let keep_alive = exchange(&mut client, upstream, &head, fault).await?;
-        if !keep_alive {
+        let served = exchange(&mut client, upstream, &head, fault).await;
+        script.lock().expect("the script's lock").at_once -= 1;
+        if !served? {
             break;
         }
     }

@@ -1,0 +1,122 @@
+//! Pushing files in parallel within bounds: of processors, of uploads, of memory.
+
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, getrlimit};
+use tokio::runtime::{Builder, Runtime};
+use walkeep_common::config::Config;
+use walkeep_common::error::{Error, Kind, Result};
+use walkeep_common::host_memory::HostMemory;
+use walkeep_common::retry::Patience;
+use walkeep_common::store::{ANSWER_TIME, Health, SLOWEST_LINK};
+use walkeep_common::wal_archive::WalArchive;
+
+use super::budget::Budget;
+use super::pace::Pace;
+use crate::source::Source;
+use crate::store;
+
+/// What all files on their way may take. The rest of 256 MiB is for everything else.
+const MEMORY_BYTES: usize = 192 << 20;
+/// What compressing one file takes besides its result.
+const COMPRESSION_BYTES: usize = 8 << 20;
+/// Threads that carry bytes to the store.
+const MOST_CARRIERS: usize = 4;
+/// Descriptors for everything but uploads, and those that one upload may need at a time.
+const OWN_DESCRIPTORS: usize = 24;
+const DESCRIPTORS_PER_UPLOAD: usize = 4;
+
+/// Pushes files, from as many threads as [`Pusher::threads`] says.
+#[derive(Debug)]
+pub(crate) struct Pusher {
+    archive: WalArchive,
+    memory: HostMemory,
+    runtime: Runtime,
+    jobs: usize,
+    preparing: Mutex<()>,
+    compressions: Budget,
+    uploads: Budget,
+    bytes: Budget,
+    pace: Mutex<Pace>,
+}
+
+impl Pusher {
+    /// Prepares to push files of this cluster. Nothing is sent anywhere yet.
+    ///
+    /// # Errors
+    /// As [`WalArchive::open`]; `Unavailable` if the process may not have what it needs.
+    pub(crate) fn new(config: &Config, system_identifier: u64, memory: HostMemory) -> Result<Self> {
+        let archive = WalArchive::open(config, system_identifier, memory.clone(), Patience::For(ANSWER_TIME))?;
+        let jobs = config.jobs().min(uploads_within_descriptors()).max(1);
+        let runtime = Builder::new_multi_thread().worker_threads(jobs.min(MOST_CARRIERS)).enable_all().build();
+        let runtime =
+            runtime.map_err(|error| Error::new(Kind::Unavailable, "could not start the runtime").caused_by(error))?;
+        Ok(Self {
+            archive,
+            memory,
+            runtime,
+            jobs,
+            preparing: Mutex::new(()),
+            compressions: Budget::new(jobs),
+            uploads: Budget::new(jobs),
+            bytes: Budget::new(MEMORY_BYTES),
+            pace: Mutex::new(Pace::new(jobs)),
+        })
+    }
+
+    /// How many threads keep it busy: while so many upload, as many others compress.
+    pub(crate) fn threads(&self) -> usize {
+        2 * self.jobs
+    }
+
+    /// How the store has been answering.
+    pub(crate) fn health(&self) -> &Health {
+        self.archive.store().health()
+    }
+
+    /// Adapts the number of uploads to what the store says. To be called every now and then.
+    pub(crate) fn keep_pace(&self) {
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        self.uploads.set_limit(pace.update(self.health().throttled(), Instant::now()));
+    }
+
+    /// Stores a file as an own call would, with time for a slow link.
+    ///
+    /// # Errors
+    /// As those of an own call.
+    pub(crate) fn push(&self, path: &Path, source: &Source, level: i32) -> Result<()> {
+        let size = usize::try_from(source.size()).unwrap_or(usize::MAX);
+        let mut bytes = self.bytes.take(size.saturating_add(COMPRESSION_BYTES).min(MEMORY_BYTES));
+        let encoded = {
+            let _compression = self.compressions.take(1);
+            source.encode(level)?
+        };
+        bytes.shrink(encoded.frames.len());
+        let _upload = self.uploads.take(1);
+        let patience = ANSWER_TIME + Duration::from_secs(source.size() / SLOWEST_LINK);
+        let archive = self.archive.with_patience(Patience::For(patience));
+        {
+            // Those that begin together would all find out the same.
+            let _first = self.preparing.lock().unwrap_or_else(PoisonError::into_inner);
+            self.runtime.block_on(archive.prepare_to_write(source.segment_size, source.pg_major))?;
+        }
+        self.runtime.block_on(store::store(source, path, &encoded, &archive, &self.memory, level)).map(drop)
+    }
+
+    /// Whether exactly this file is stored already: a request and no upload.
+    ///
+    /// # Errors
+    /// `Refused`, `Unavailable` or `Damaged`.
+    pub(crate) fn holds(&self, source: &Source) -> Result<bool> {
+        let blake3 = source.blake3()?;
+        self.runtime.block_on(self.archive.holds(source.name, source.size(), &blake3))
+    }
+}
+
+/// How many uploads this process may have descriptors for.
+fn uploads_within_descriptors() -> usize {
+    let limit = getrlimit(Resource::Nofile).current.and_then(|limit| usize::try_from(limit).ok());
+    limit.unwrap_or(usize::MAX).saturating_sub(OWN_DESCRIPTORS) / DESCRIPTORS_PER_UPLOAD
+}

@@ -1,0 +1,70 @@
+//! Starting a worker.
+
+use std::env;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use walkeep_common::config::Config;
+use walkeep_common::postgres::postmaster::PostmasterPid;
+use walkeep_common::wal::name::WalFileName;
+
+use super::data_directory::DataDirectory;
+
+/// What PostgreSQL's first process is called.
+const SERVER_PROGRAMS: [&str; 2] = ["postgres", "postmaster"];
+
+/// Starts a worker for the socket, which takes the place of whatever had its name before. It listens from now on, so
+/// that the next call finds it however long the worker takes to begin.
+///
+/// # Errors
+/// From the operating system.
+pub(crate) fn start(
+    socket: &Path,
+    data: &DataDirectory,
+    config: &Config,
+    pushed: Option<WalFileName>,
+) -> io::Result<()> {
+    let new = socket.with_extension(std::process::id().to_string());
+    let listener = UnixListener::bind(&new)?;
+    let started = fs::rename(&new, socket).and_then(|()| {
+        let mut worker = Command::new(env::current_exe()?);
+        let _ = worker.arg("--push-ahead").arg(socket).arg(data.path());
+        if let Some(pushed) = pushed {
+            let _ = worker.arg("--pushed").arg(pushed.to_string());
+        }
+        let flags = config.flags();
+        if let Some(file) = flags.config {
+            let _ = worker.arg("--config").arg(file);
+        }
+        let _ = worker.args(flags.repository.iter().flat_map(|url| ["--repository", url]));
+        let _ = worker.args(flags.cluster.iter().flat_map(|name| ["--cluster", name]));
+        if rustix::process::geteuid().is_root() {
+            let _ = worker.arg("--allow-root");
+        }
+        worker.stdin(OwnedFd::from(listener)).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
+    });
+    if started.is_err() {
+        let _ = fs::remove_file(&new);
+        let _ = fs::remove_file(socket);
+    }
+    started.map(drop)
+}
+
+/// Whether a process that outlives its parent would become PostgreSQL's child, as where PostgreSQL is the first process
+/// of a container. The postmaster takes a child it does not know and that ends by a signal for a crashed backend, and
+/// restarts all others (`CleanupBackend`, src/backend/postmaster/postmaster.c).
+pub(crate) fn orphans_go_to_postgresql(server: &PostmasterPid) -> bool {
+    if server.pid == 1 {
+        return true;
+    }
+    // In a namespace of processes that /proc does not show, nothing is known.
+    let own = rustix::process::getpid().as_raw_nonzero().to_string();
+    if fs::read_link("/proc/self").is_ok_and(|shown| shown.as_os_str() != own.as_str()) {
+        return true;
+    }
+    fs::read_to_string("/proc/1/comm").is_ok_and(|name| SERVER_PROGRAMS.contains(&name.trim()))
+}
