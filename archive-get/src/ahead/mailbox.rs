@@ -10,12 +10,22 @@ use std::os::unix::fs::MetadataExt as _;
 use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe::Receiver;
+use walkeep_common::error::{IoContext as _, Result};
 use walkeep_common::wal::segment::SegmentName;
 
 use super::spool::Spool;
 
 /// Far more than a worker that runs ever has waiting.
 const BUFFER_BYTES: usize = 4096;
+
+/// Creates the pipe unless it is there.
+pub(super) fn create(spool: &Spool) -> Result<()> {
+    let path = spool.mailbox();
+    match rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0) {
+        Err(error) if error != rustix::io::Errno::EXIST => Err(io::Error::from(error)).context("create pipe", &path),
+        _ => Ok(()),
+    }
+}
 
 /// Tells the worker of this spool that a segment was served; false if there is none.
 pub(super) fn tell(spool: &Spool, name: SegmentName) -> bool {
@@ -54,13 +64,8 @@ pub(super) struct Mailbox {
 }
 
 impl Mailbox {
-    /// Opens the pipe and locks it; nothing if another worker has it. Needs a runtime.
+    /// Opens the pipe, which is there, and locks it; nothing if another worker has it. Needs a runtime.
     pub(super) fn open(spool: &Spool) -> io::Result<Option<Self>> {
-        let path = spool.mailbox();
-        match rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0) {
-            Err(error) if error != rustix::io::Errno::EXIST => return Err(error.into()),
-            _ => {}
-        }
         let Some(file) = lock(spool)? else { return Ok(None) };
         let inode = file.metadata()?.ino();
         let mailbox = Self { pipe: Receiver::from_file(file)?, inode, rest: Vec::new() };

@@ -141,12 +141,15 @@ impl ReadAhead {
         if mailbox::tell(spool, self.segment) || self.server.adopts_orphans() {
             return;
         }
-        if let Err(error) = spool.create() {
-            return self.warn_once(&error.to_string());
-        }
-        if !spool.has_room(1, self.segment_size) {
+        let prepared = spool.create().map_err(|error| error.to_string()).and_then(|()| {
+            if !spool.has_room(1, self.segment_size) {
+                return Err(format!("not enough space is free in \"{}\"", spool.directory().display()));
+            }
+            mailbox::create(spool).map_err(|error| error.to_string())
+        });
+        if let Err(problem) = prepared {
             spool.remove_if_empty();
-            return self.warn_once(&format!("not enough space is free in \"{}\"", spool.directory().display()));
+            return self.warn_once(&problem);
         }
         worker::start(spool.directory());
     }
