@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use walkeep_common::cli::background::orphans_go_to_postgresql;
 use walkeep_common::postgres::postmaster::PostmasterPid;
 use walkeep_common::wal::history::TimelineHistory;
 use walkeep_common::wal::name::WalFileName;
@@ -32,14 +33,9 @@ impl Server {
         Self::find().is_some_and(|now| now.0.is_same_server(&self.0)) && exit::signal(Path::new(".")).is_some()
     }
 
-    /// Whether an orphan would become a child of PostgreSQL's: as the first process of a container it would take the end
-    /// of a process it does not know for the crash of one of its own (`CleanupBackend`,
-    /// src/backend/postmaster/postmaster.c). Where that cannot be seen it is taken to be so.
+    /// Whether a worker would become this server's child when the call that starts it ends.
     pub(super) fn adopts_orphans(&self) -> bool {
-        let shown = fs::read_link("/proc/self").ok();
-        let ours = rustix::process::getpid().as_raw_pid().to_string();
-        let first = fs::read_to_string("/proc/1/comm").ok().filter(|_| shown == Some(ours.into()));
-        self.0.pid == 1 || first.is_none_or(|name| ["postgres", "postmaster"].contains(&name.trim()))
+        orphans_go_to_postgresql(&self.0)
     }
 }
 

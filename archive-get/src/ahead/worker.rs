@@ -5,13 +5,13 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::env;
-use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::MissedTickBehavior;
+use walkeep_common::cli::background::detach;
 use walkeep_common::cli::bounded::bounded;
 use walkeep_common::config::Config;
 use walkeep_common::error::{Error, Kind, Result};
@@ -52,21 +52,12 @@ pub(super) fn start(directory: &Path) {
 
 /// Is the worker, until it is no longer needed.
 pub(crate) fn run(args: &Args) {
-    detach();
+    if detach().is_err() {
+        return;
+    }
     let args = args.clone();
     // A panic is as silent as any other failure.
     let _ = bounded(move || work(&args), |_| None);
-}
-
-/// Leaves the group of processes that PostgreSQL signals as a whole, and closes what it had open.
-fn detach() {
-    let _ = rustix::process::setsid();
-    let open = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
-    let open: Vec<i32> = open.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-    for descriptor in open.into_iter().filter(|descriptor| *descriptor > 2) {
-        // One was the listing's own and is closed already.
-        let _ = nix::unistd::close(descriptor);
-    }
 }
 
 fn work(args: &Args) -> Result<()> {
