@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: build check demo setup setup-demo test test-all-versions
+.PHONY: bench build check demo setup setup-demo soak test test-all-versions
 
 # The three programs, as they are shipped, in target/release.
 build:
@@ -26,6 +26,14 @@ test: setup check
 test-all-versions:
 	packaging/setup.sh versions
 	packaging/test-all-versions.sh
+
+# Ten minutes of load with everything failing at random; WALKEEP_SOAK sets the seconds.
+soak: setup
+	WALKEEP_SOAK=$${WALKEEP_SOAK:-600} $(CARGO) test --package walkeep-tests --test main --locked -- --nocapture soak::
+
+# How fast the programs are, beside the alternatives: a table, kept in bench/results. Some ten minutes after the build.
+bench: setup build
+	WALKEEP_BINARIES=$(CURDIR)/target/release $(CARGO) bench --package walkeep-tests --bench speed --profile dev --locked
 
 # A table is dropped and comes back, on a throwaway server. Under a minute after the build.
 demo: setup-demo build

@@ -1,6 +1,6 @@
 //! Bad input and bad surroundings: one clear line, what to do about it, the documented exit code, and nothing lost.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use walkeep_tests::binaries;
 use walkeep_tests::ceph;
@@ -124,23 +124,31 @@ fn a_bucket_that_refuses_us_is_named_by_every_program() {
 }
 
 /// A file system of so many bytes, for as long as the test runs.
-struct SmallDisk {
-    scratch: Scratch,
+pub(crate) struct SmallDisk {
+    directory: PathBuf,
+    /// Goes after it was unmounted.
+    scratch: Option<Scratch>,
 }
 
 impl SmallDisk {
     /// None without the right to mount.
-    fn mount(size: &str) -> Option<Self> {
+    pub(crate) fn mount(size: &str) -> Option<Self> {
         let scratch = Scratch::new("disk");
-        let disk = scratch.create_private("disk");
-        let user = user::unprivileged();
-        let options = format!("size={size},mode=0700,uid={},gid={}", user.uid, user.gid);
-        let mount = Run::new("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(&disk).as_caller().finish();
-        mount.status.success().then_some(Self { scratch })
+        let mut disk = Self::mount_at(&scratch.create_private("disk"), size)?;
+        disk.scratch = Some(scratch);
+        Some(disk)
     }
 
-    fn path(&self) -> PathBuf {
-        self.scratch.path().join("disk")
+    /// Takes the place of a directory.
+    pub(crate) fn mount_at(directory: &Path, size: &str) -> Option<Self> {
+        let user = user::unprivileged();
+        let options = format!("size={size},mode=0700,uid={},gid={}", user.uid, user.gid);
+        let mount = Run::new("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(directory).as_caller().finish();
+        mount.status.success().then(|| Self { directory: directory.to_owned(), scratch: None })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.directory
     }
 }
 

@@ -3,8 +3,10 @@
 
 mod archive_get;
 mod archive_push;
+mod archiving;
 mod backfill;
 mod bad_input;
+mod faults;
 mod format_recipe;
 mod golden;
 mod harness;
@@ -19,6 +21,7 @@ mod restore;
 mod restore_edges;
 mod samples;
 mod site;
+mod soak;
 mod store_contract;
 mod store_faults;
 mod take;

@@ -1,117 +1,21 @@
 //! The worker in the background: faster for PostgreSQL, and never in its way.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
-use walkeep_tests::binaries;
-use walkeep_tests::ceph;
-use walkeep_tests::cluster::{Cluster, Options, StopMode, program};
+use rustix::process::Signal;
+use walkeep_tests::cluster::{Cluster, StopMode, program};
 use walkeep_tests::daemon::{Daemon, Server};
-use walkeep_tests::proxy::{Fault, Proxy, Rule};
+use walkeep_tests::proxy::{Fault, Rule};
 use walkeep_tests::repository::Repository;
 use walkeep_tests::run::Run;
 use walkeep_tests::scratch::Scratch;
 use walkeep_tests::user;
 use walkeep_tests::wait::{SOON, until};
-use walkeep_tests::worker::{self, is_gone, processes, status};
+use walkeep_tests::worker::{is_gone, processes, status};
 
+use crate::archiving::{Archiving, bucket_behind_proxy, send};
 use crate::samples::{DataDirectory, ours, unpacked};
-
-/// A server whose `archive_command` waits at a gate, pushes, and keeps a copy of what was pushed.
-struct Archiving {
-    cluster: Cluster,
-    kept: Scratch,
-}
-
-impl Archiving {
-    fn start(repository: &Repository) -> Self {
-        Self::start_with(repository, "", Cluster::options())
-    }
-
-    /// `before` comes before the program in the command.
-    fn start_with(repository: &Repository, before: &str, options: Options) -> Self {
-        let kept = Scratch::new("kept");
-        kept.create_private("copies");
-        let cluster = Self::options(repository, before, options, &kept).start();
-        Self { cluster, kept }
-    }
-
-    fn options(repository: &Repository, before: &str, options: Options, kept: &Scratch) -> Options {
-        let directory = kept.path().display();
-        let push = binaries::archive_push();
-        let command = format!(
-            "while ! test -e {directory}/open; do sleep 0.02; done; {before} {} %p && cp %p {directory}/copies/%f",
-            push.display()
-        );
-        let options = options.segment_size(1).environment(repository.environment()).archive_command(&command);
-        // Everything stays where it is, and PostgreSQL itself never makes a segment of its own accord.
-        options.configure("wal_keep_size = 1GB").configure("autovacuum = off").configure("checkpoint_timeout = 1h")
-    }
-
-    /// Lets PostgreSQL's calls through from now on.
-    fn open(&self) {
-        self.kept.write("open", "");
-    }
-
-    /// Holds PostgreSQL's calls up from now on.
-    fn close(&self) {
-        std::fs::remove_file(self.kept.path().join("open")).unwrap();
-    }
-
-    /// Ends so many segments, with something random in each.
-    fn fill(&self, segments: usize) -> Vec<String> {
-        let names = self.cluster.sql(&format!(
-            "select pg_walfile_name(pg_switch_wal()) from (
-                 select n, pg_logical_emit_message(false, 'walkeep', md5(random()::text)) from generate_series(1, {segments}) n
-             ) written"
-        ));
-        let names: Vec<String> = names.lines().map(str::to_owned).collect();
-        assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), segments, "{names:?}");
-        names
-    }
-
-    fn wait_until_archived(&self, names: &[String]) {
-        for name in names {
-            self.cluster.wait_until_archived(name);
-        }
-    }
-
-    fn failures(&self) -> String {
-        self.cluster.sql("select failed_count from pg_stat_archiver")
-    }
-
-    /// Every file whose push ended with success is in the repository as it was then.
-    fn expect_all_kept(&self, repository: &Repository, names: &[String]) {
-        let objects = repository.objects();
-        for name in names {
-            let key = objects.iter().find(|key| key.ends_with(&format!("/{name}.zst")));
-            let key = key.unwrap_or_else(|| panic!("{name} is not archived\n{objects:#?}"));
-            let copy = std::fs::read(self.kept.path().join("copies").join(name)).unwrap();
-            assert!(unpacked(repository, key) == copy, "{name}");
-        }
-    }
-
-    fn workers(&self) -> Vec<i32> {
-        worker::of(self.cluster.data())
-    }
-
-    fn wait_for_worker(&self) -> i32 {
-        until("a worker pushes ahead", SOON, || self.workers().first().copied())
-    }
-}
-
-fn send(process: i32, signal: Signal) {
-    kill_process(Pid::from_raw(process).unwrap(), signal).unwrap();
-}
-
-fn bucket_behind_proxy() -> (Repository, Proxy) {
-    let mut repository = Repository::ceph();
-    let proxy = Proxy::start(&ceph::shared().endpoint);
-    repository.set_proxy(&proxy);
-    (repository, proxy)
-}
 
 /// The socket of the worker that runs for this repository's only server.
 fn socket(repository: &Repository) -> PathBuf {

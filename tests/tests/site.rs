@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use walkeep_tests::binaries;
 use walkeep_tests::cluster::{Cluster, Options, program};
@@ -120,15 +121,30 @@ pub(crate) struct Load {
 impl Load {
     /// Fills the tables and begins to change them.
     pub(crate) fn start(server: &Cluster) -> Self {
-        let fill = Run::new(program("pgbench")).args(["-i", "-q"]).args(server.connection()).arg("postgres");
-        fill.finish().expect_code(0);
+        Self::fill(server);
         Self::go_on(server)
+    }
+
+    /// So many transactions a second on new tables.
+    pub(crate) fn of(server: &Cluster, rate: u32) -> Self {
+        Self::fill(server);
+        Self::run(server, &["-R", &rate.to_string()])
     }
 
     /// Begins to change tables that are there.
     pub(crate) fn go_on(server: &Cluster) -> Self {
-        let run = Run::new(program("pgbench")).args(["-n", "-c", "2", "-T", "100"]).args(server.connection());
-        Self { running: run.arg("postgres").start() }
+        Self::run(server, &[])
+    }
+
+    fn fill(server: &Cluster) {
+        let fill = Run::new(program("pgbench")).args(["-i", "-q"]).args(server.connection()).arg("postgres");
+        fill.finish().expect_code(0);
+    }
+
+    fn run(server: &Cluster, words: &[&str]) -> Self {
+        // Much longer than any test: it is stopped.
+        let run = Run::new(program("pgbench")).args(["-n", "-c", "2", "-T", "86400"]).args(words);
+        Self { running: run.timeout(Duration::from_secs(86400)).args(server.connection()).arg("postgres").start() }
     }
 
     /// Ends it.
