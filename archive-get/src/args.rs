@@ -37,6 +37,9 @@ pub(crate) struct Args {
     /// Nothing after this segment is fetched, although it may be archived
     #[arg(long, value_name = "TLI/SEGMENT", value_parser = last_segment)]
     pub(crate) last_segment: Option<SegmentName>,
+    /// Fetch what comes next into this directory, in the background; archive-get calls itself so
+    #[arg(long, hide = true, value_name = "DIRECTORY")]
+    pub(crate) read_ahead: Option<PathBuf>,
 }
 
 /// Reads a timeline in decimal, a slash, and a segment's name.

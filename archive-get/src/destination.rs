@@ -1,8 +1,8 @@
 //! The file PostgreSQL waits for: written under another name beside it, renamed once it is verified.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode};
@@ -60,6 +60,25 @@ impl Destination {
         fs::rename(&self.staged, &self.path).context("rename file", &self.staged)?;
         self.published = true;
         Ok(())
+    }
+}
+
+/// Moves a whole file that lies elsewhere to `path`; it is copied where the file systems differ.
+///
+/// # Errors
+/// From the operating system. The file is still where it was then.
+pub(crate) fn take_over(file: &Path, path: &Path) -> io::Result<()> {
+    if has_group_access(path) {
+        fs::set_permissions(file, Permissions::from_mode(GROUP_TOO))?;
+    }
+    match fs::rename(file, path) {
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+            let mut destination = Destination::create(path).map_err(io::Error::other)?;
+            let _ = io::copy(&mut File::open(file)?, &mut destination.file)?;
+            destination.publish().map_err(io::Error::other)?;
+            fs::remove_file(file)
+        }
+        renamed => renamed,
     }
 }
 

@@ -24,12 +24,10 @@ pub(crate) enum Asker {
 }
 
 impl Asker {
-    /// From the signal files in the data directory, which is the working directory; `standby.signal` wins, as it does
-    /// in PostgreSQL. A request for a file under its own name comes from pg_rewind or from a person.
+    /// From the signal files in the data directory, which is the working directory.
     pub(crate) fn find(data_directory: &Path, name: &str, path: &Path) -> Self {
-        let by_hand = path.file_name().is_some_and(|file| file == name);
-        let there = |signal: &str| data_directory.join(signal).symlink_metadata().is_ok();
-        if !by_hand && !there("standby.signal") && there("recovery.signal") { Self::Recovery } else { Self::Standby }
+        let server = if is_by_hand(name, path) { None } else { signal(data_directory) };
+        if server == Some(Signal::Recovery) { Self::Recovery } else { Self::Standby }
     }
 
     /// The exit code of a failure.
@@ -44,6 +42,29 @@ impl Asker {
         let fatal = kind == Kind::Unavailable && outage == StandbyOutage::Fatal;
         if self == Self::Recovery || fatal { recovery } else { standby }
     }
+}
+
+/// What a server was told to do by the file it finds in its data directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Signal {
+    /// `standby.signal`: follow another server, or the archive, until promoted.
+    Standby,
+    /// `recovery.signal`: recover up to a target, or to the end of the archive, and open.
+    Recovery,
+}
+
+/// The signal file in a data directory; nothing outside of archive recovery. `standby.signal` wins, as in PostgreSQL.
+pub(crate) fn signal(data_directory: &Path) -> Option<Signal> {
+    let there = |name: &str| data_directory.join(name).symlink_metadata().is_ok();
+    if there("standby.signal") {
+        return Some(Signal::Standby);
+    }
+    there("recovery.signal").then_some(Signal::Recovery)
+}
+
+/// Whether a file is asked for under its own name, as pg_rewind and people do; a server asks for `RECOVERYXLOG`.
+pub(crate) fn is_by_hand(name: &str, path: &Path) -> bool {
+    path.file_name().is_some_and(|file| file == name)
 }
 
 #[cfg(test)]

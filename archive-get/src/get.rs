@@ -14,6 +14,7 @@ use walkeep_common::wal::name::WalFileName;
 use walkeep_common::wal::segment::SegmentName;
 use walkeep_common::wal_archive::{WalArchive, system_identifiers};
 
+use crate::ahead::ReadAhead;
 use crate::args::Args;
 use crate::destination::Destination;
 
@@ -33,7 +34,15 @@ pub(crate) fn get(args: &Args, config: Config) -> Result<()> {
         return Err(Error::new(Kind::NotFound, format!("\"{name}\" lies beyond the last segment to recover")));
     }
     let timeout = config.timeout;
-    let deadline = Instant::now() + timeout;
+    let now = Instant::now();
+    let ahead = ReadAhead::find(args, &config, name);
+    if let Some(ahead) = &ahead
+        && ahead.serve(&args.path, now + timeout / 2)
+    {
+        ahead.go_on();
+        return Ok(());
+    }
+    let deadline = now + timeout;
     let (given, path) = (args.system_identifier, args.path.clone());
     let work = move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -46,10 +55,14 @@ pub(crate) fn get(args: &Args, config: Config) -> Result<()> {
         runtime.shutdown_background();
         result
     };
-    bounded(work, |passed| {
-        (passed >= timeout)
+    bounded(work, |_| {
+        (Instant::now() >= deadline)
             .then(|| Error::new(Kind::Unavailable, format!("gave up on \"{name}\" after {} s", timeout.as_secs())))
-    })
+    })?;
+    if let Some(ahead) = &ahead {
+        ahead.go_on();
+    }
+    Ok(())
 }
 
 async fn fetch(name: WalFileName, path: &Path, config: &Config, given: Option<u64>, patience: Patience) -> Result<()> {
@@ -69,7 +82,7 @@ async fn fetch(name: WalFileName, path: &Path, config: &Config, given: Option<u6
 }
 
 /// Whether recovery that ends with `last` must not see this segment. Newer timelines fork off later.
-fn is_beyond(segment: SegmentName, last: SegmentName) -> bool {
+pub(crate) fn is_beyond(segment: SegmentName, last: SegmentName) -> bool {
     (segment.id, segment.part) > (last.id, last.part) || segment.timeline > last.timeline
 }
 

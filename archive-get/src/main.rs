@@ -1,7 +1,8 @@
 //! `restore_command = 'archive-get %f %p'`: fetches one WAL file, or says exactly why not.
 //!
-//! [`get`] fetches and publishes, [`exit`] is what PostgreSQL reads.
+//! [`get`] fetches and publishes, [`ahead`] fetches what will be asked for next, [`exit`] is what PostgreSQL reads.
 
+mod ahead;
 mod args;
 mod destination;
 mod exit;
@@ -40,6 +41,13 @@ fn main() -> ExitCode {
             return ExitCode::from(asker.code(Kind::Usage, StandbyOutage::Retry));
         }
     };
+    if args.read_ahead.is_some() {
+        ALLOCATOR.set_code(exit::DONE.into());
+        let _ = Reporter::install(PROGRAM, args.common.log_format);
+        cli::restrict_new_files();
+        ahead::worker::run(&args);
+        return ExitCode::from(exit::DONE);
+    }
     let asker = Asker::find(Path::new("."), &args.name, &args.path);
     ALLOCATOR.set_code(asker.code(Kind::Unavailable, StandbyOutage::Retry).into());
     let reporter = Reporter::install(PROGRAM, args.common.log_format);

@@ -39,6 +39,11 @@ impl HostMemory {
         Self { problem: Some(problem), ..Self::default() }
     }
 
+    /// The directory in use, which nobody else may write to.
+    pub fn directory(&self) -> Option<&Path> {
+        self.directory.as_deref()
+    }
+
     /// No memory: for what only reads, which leaves nothing behind on the host.
     pub fn none() -> Self {
         Self::default()

@@ -13,6 +13,8 @@ mod harness;
 mod kills;
 mod layers;
 mod push_ahead;
+mod read_ahead;
+mod read_ahead_servers;
 mod readme;
 mod recovery;
 mod restore;

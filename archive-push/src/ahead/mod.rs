@@ -32,6 +32,7 @@ pub(crate) mod worker;
 use std::path::Path;
 use std::time::Duration;
 
+use walkeep_common::cli::background::orphans_go_to_postgresql;
 use walkeep_common::config::Config;
 use walkeep_common::error::{Kind, Result};
 use walkeep_common::postgres::postmaster::PostmasterPid;
@@ -75,7 +76,7 @@ impl<'c> Ahead<'c> {
 
     /// The data directory for whose files this call must do what a worker would, because none may live.
     pub(crate) fn batch(&self) -> Option<DataDirectory> {
-        let is_needed = start::orphans_go_to_postgresql(&self.server) && self.place.data.others_wait(self.name);
+        let is_needed = orphans_go_to_postgresql(&self.server) && self.place.data.others_wait(self.name);
         is_needed.then(|| self.place.data.clone())
     }
 
@@ -86,7 +87,7 @@ impl<'c> Ahead<'c> {
             Ok(()) => self.place.data.others_wait(self.name),
             Err(error) => error.kind() == Kind::Unavailable && limits.is_used_up(),
         };
-        if !is_useful || start::orphans_go_to_postgresql(&self.server) {
+        if !is_useful || orphans_go_to_postgresql(&self.server) {
             return;
         }
         let socket = match self.place.create_socket_directory(self.config) {

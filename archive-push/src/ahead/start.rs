@@ -11,13 +11,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use walkeep_common::config::Config;
-use walkeep_common::postgres::postmaster::PostmasterPid;
 use walkeep_common::wal::name::WalFileName;
 
 use super::data_directory::DataDirectory;
-
-/// What PostgreSQL's first process is called.
-const SERVER_PROGRAMS: [&str; 2] = ["postgres", "postmaster"];
 
 /// Starts a worker for the socket, which takes the place of whatever had its name before. It listens from now on, so
 /// that the next call finds it however long the worker takes to begin.
@@ -74,19 +70,4 @@ pub(crate) fn failed_lately(socket: &Path, memory: Duration) -> Option<String> {
 
 fn failure_of(socket: &Path) -> PathBuf {
     socket.with_extension("failed")
-}
-
-/// Whether a process that outlives its parent would become PostgreSQL's child, as where PostgreSQL is the first process
-/// of a container. The postmaster takes a child it does not know and that ends by a signal for a crashed backend, and
-/// restarts all others (`CleanupBackend`, src/backend/postmaster/postmaster.c).
-pub(crate) fn orphans_go_to_postgresql(server: &PostmasterPid) -> bool {
-    if server.pid == 1 {
-        return true;
-    }
-    // In a namespace of processes that /proc does not show, nothing is known.
-    let own = rustix::process::getpid().as_raw_nonzero().to_string();
-    if fs::read_link("/proc/self").is_ok_and(|shown| shown.as_os_str() != own.as_str()) {
-        return true;
-    }
-    fs::read_to_string("/proc/1/comm").is_ok_and(|name| SERVER_PROGRAMS.contains(&name.trim()))
 }

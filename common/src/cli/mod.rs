@@ -1,5 +1,6 @@
 //! The process: arguments common to all programs, messages, time limits, the way out.
 
+pub mod background;
 pub mod bounded;
 pub mod memory;
 mod report;

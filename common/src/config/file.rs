@@ -18,6 +18,8 @@ pub(super) struct FileSettings {
     pub(super) compression_level: Option<String>,
     pub(super) standby_outage: Option<String>,
     #[serde(deserialize_with = "number_or_text")]
+    pub(super) prefetch: Option<String>,
+    #[serde(deserialize_with = "number_or_text")]
     pub(super) jobs: Option<String>,
     #[serde(deserialize_with = "number_or_text")]
     pub(super) linger: Option<String>,
@@ -36,12 +38,13 @@ pub(super) struct S3FileSettings {
     pub(super) ca_file: Option<String>,
 }
 
-pub(super) const KEYS: [&str; 10] = [
+pub(super) const KEYS: [&str; 11] = [
     "repository",
     "cluster",
     "timeout",
     "compression_level",
     "standby_outage",
+    "prefetch",
     "jobs",
     "linger",
     "run_directory",

@@ -21,6 +21,8 @@ pub const DEFAULT_FILE: &str = "/etc/walkeep/walkeep.toml";
 /// The value of `cluster` when it is not set.
 const DEFAULT_CLUSTER: &str = "main";
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+const DEFAULT_PREFETCH: u32 = 16;
+const MOST_PREFETCHED: u32 = 1024;
 const DEFAULT_LINGER: Duration = Duration::from_secs(10);
 const MOST_JOBS: usize = 256;
 /// The value of `run_directory` when it is not set.
@@ -28,13 +30,14 @@ pub const DEFAULT_RUN_DIRECTORY: &str = "/run/walkeep";
 pub(crate) const DEFAULT_SPOOL_DIRECTORY: &str = "/var/spool/walkeep";
 
 /// Every environment variable that sets something, without the names of the object stores' own chains.
-const VARIABLES: [&str; 14] = [
+const VARIABLES: [&str; 15] = [
     "WALKEEP_CONFIG",
     "WALKEEP_REPOSITORY",
     "WALKEEP_CLUSTER",
     "WALKEEP_TIMEOUT",
     "WALKEEP_COMPRESSION_LEVEL",
     "WALKEEP_STANDBY_OUTAGE",
+    "WALKEEP_PREFETCH",
     "WALKEEP_JOBS",
     "WALKEEP_LINGER",
     "WALKEEP_RUN_DIRECTORY",
@@ -71,9 +74,11 @@ pub struct Config {
     pub compression_level: CompressionLevel,
     /// What a standby is told when the repository cannot be reached.
     pub standby_outage: StandbyOutage,
+    /// How many segments `archive-get` fetches ahead of recovery; 0 for none.
+    pub prefetch: u32,
     /// How many WAL files are pushed at the same time; none for one per processor.
     pub jobs: Option<NonZero<usize>>,
-    /// How long the process that pushes ahead stays when nothing is asked of it.
+    /// How long a process that pushes or fetches ahead stays when nothing is asked of it.
     pub linger: Duration,
     /// Where sockets and short-lived state live.
     pub run_directory: PathBuf,
@@ -169,6 +174,7 @@ impl Config {
         let level =
             resolved(pick("WALKEEP_COMPRESSION_LEVEL", settings.compression_level), "compression_level", parse_level)?;
         let outage = resolved(pick("WALKEEP_STANDBY_OUTAGE", settings.standby_outage), "standby_outage", parse_outage)?;
+        let prefetch = resolved(pick("WALKEEP_PREFETCH", settings.prefetch), "prefetch", parse_prefetch)?;
         let jobs = resolved(pick("WALKEEP_JOBS", settings.jobs), "jobs", parse_jobs)?;
         let linger = resolved(pick("WALKEEP_LINGER", settings.linger), "linger", parse_duration)?;
         let directory = |name, from_file, setting, default: &str| {
@@ -180,6 +186,7 @@ impl Config {
             timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
             compression_level: level.unwrap_or_default(),
             standby_outage: outage.unwrap_or_default(),
+            prefetch: prefetch.unwrap_or(DEFAULT_PREFETCH),
             jobs,
             linger: linger.unwrap_or(DEFAULT_LINGER),
             run_directory: directory(
@@ -310,6 +317,11 @@ fn parse_outage(text: &str) -> Result<StandbyOutage, String> {
         "fatal" => Ok(StandbyOutage::Fatal),
         _ => Err("expected \"retry\" or \"fatal\"".to_owned()),
     }
+}
+
+fn parse_prefetch(text: &str) -> Result<u32, String> {
+    let number = text.parse().ok().filter(|number| *number <= MOST_PREFETCHED);
+    number.ok_or_else(|| format!("expected a number of segments from 0 to {MOST_PREFETCHED}"))
 }
 
 fn parse_directory(text: &str) -> Result<PathBuf, String> {

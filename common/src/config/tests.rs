@@ -13,7 +13,7 @@ fn one_line_is_enough() {
     let config = resolve("repository = \"s3://bucket/some/prefix/\"", &[]).unwrap();
     assert_eq!(config.repository.to_string(), "s3://bucket/some/prefix");
     assert_eq!((config.cluster.as_str(), config.timeout), ("main", Duration::from_secs(60)));
-    assert_eq!(config.compression_level.level(), 3);
+    assert_eq!((config.compression_level.level(), config.prefetch), (3, 16));
     assert_eq!((config.jobs, config.linger), (None, Duration::from_secs(10)));
 }
 
@@ -58,6 +58,7 @@ fn what_cannot_be_meant_is_refused_with_the_setting_and_its_place() {
         ("repository = \"file:///a\"\ntimeout = \"soon\"", "timeout"),
         ("repository = \"file:///a\"\ncompression_level = 99", "compression_level"),
         ("repository = \"file:///a\"\nstandby_outage = \"maybe\"", "standby_outage"),
+        ("repository = \"file:///a\"\nprefetch = -1", "prefetch"),
         ("repository = \"file:///a\"\njobs = 0", "jobs"),
         ("repository = \"file:///a\"\nlinger = \"0s\"", "linger"),
         ("repository = \"file:///a\"\nrun_directory = \"run\"", "run_directory"),
