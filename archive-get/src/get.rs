@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use walkeep_common::cli::bounded::bounded;
-use walkeep_common::config::Config;
+use walkeep_common::config::{Config, StandbyOutage};
 use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::host_memory::HostMemory;
 use walkeep_common::postgres::control;
@@ -17,6 +17,14 @@ use walkeep_common::wal_archive::{WalArchive, system_identifiers};
 use crate::ahead::ReadAhead;
 use crate::args::Args;
 use crate::destination::Destination;
+use crate::exit;
+
+/// What the host remembers a repository under that a standby had no answer from.
+const OUTAGE_FACT: &str = "no-answer";
+/// How long that is remembered.
+const OUTAGE_MEMORY: Duration = Duration::from_secs(60);
+/// How long to wait for a first answer then.
+const IMPATIENT: Duration = Duration::from_secs(3);
 
 /// Puts the file `args` name at the path they name.
 ///
@@ -44,40 +52,84 @@ pub(crate) fn get(args: &Args, config: Config) -> Result<()> {
     }
     let deadline = now + timeout;
     let (given, path) = (args.system_identifier, args.path.clone());
+    let outage = Outage::find(args, &config);
+    let first_answer = outage.as_ref().filter(|outage| outage.is_recent()).map(|_| IMPATIENT.min(timeout));
     let work = move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| Error::new(Kind::Unavailable, "could not start the runtime").caused_by(error))?;
         let patience = Patience::Until(deadline.checked_sub(Duration::from_millis(500)).unwrap_or(deadline));
-        let result = runtime.block_on(fetch(name, &path, &config, given, patience));
+        let result = runtime.block_on(fetch(name, &path, &config, given, patience, first_answer));
         // A request that hangs must not keep the process.
         runtime.shutdown_background();
         result
     };
-    bounded(work, |_| {
+    let result = bounded(work, |_| {
         (Instant::now() >= deadline)
             .then(|| Error::new(Kind::Unavailable, format!("gave up on \"{name}\" after {} s", timeout.as_secs())))
-    })?;
+    });
+    if let Some(outage) = outage {
+        outage.note(&result);
+    }
+    result?;
     if let Some(ahead) = &ahead {
         ahead.go_on();
     }
     Ok(())
 }
 
-async fn fetch(name: WalFileName, path: &Path, config: &Config, given: Option<u64>, patience: Patience) -> Result<()> {
+async fn fetch(
+    name: WalFileName,
+    path: &Path,
+    config: &Config,
+    given: Option<u64>,
+    patience: Patience,
+    first_answer: Option<Duration>,
+) -> Result<()> {
     let control = if given.is_some() { None } else { control::of_wal_file(path)? };
     let system_identifier = match given.or_else(|| control.map(|control| control.system_identifier)) {
         Some(known) => known,
         None => only_cluster(config, patience).await?,
     };
     let archive = WalArchive::open(config, system_identifier, HostMemory::none(), patience)?;
+    if let Some(limit) = first_answer {
+        let _ = archive.with_patience(Patience::For(limit)).identity().await?;
+    }
     loop {
         if let Some(fetched) = archive.fetch(name, || Destination::create(path)).await? {
             return fetched.file.publish();
         }
         // Returns only if the file appeared while it was looked for.
         archive.explain_missing(name).await?;
+    }
+}
+
+/// A standby's memory of a repository that did not answer. It has its primary to turn to, and asks again every few
+/// seconds: nothing is won by waiting each time as long as for the first.
+struct Outage {
+    memory: HostMemory,
+    url: String,
+}
+
+impl Outage {
+    /// Nothing unless a standby asks that lives on without the repository.
+    fn find(args: &Args, config: &Config) -> Option<Self> {
+        let is_standby = exit::signal(Path::new(".")) == Some(exit::Signal::Standby);
+        let lives_on = is_standby && config.standby_outage == StandbyOutage::Retry;
+        (lives_on && !exit::is_by_hand(&args.name, &args.path))
+            .then(|| Self { memory: HostMemory::open(config), url: config.repository.to_string() })
+    }
+
+    fn is_recent(&self) -> bool {
+        self.memory.age(OUTAGE_FACT, &self.url).is_some_and(|age| age < OUTAGE_MEMORY)
+    }
+
+    fn note(&self, result: &Result<()>) {
+        match result {
+            Err(error) if error.kind() == Kind::Unavailable => self.memory.note(OUTAGE_FACT, &self.url, ""),
+            _ => self.memory.forget(OUTAGE_FACT, &self.url),
+        }
     }
 }
 

@@ -352,3 +352,28 @@ fn a_killed_call_leaves_nothing_that_stands_in_the_way() {
         assert!(std::fs::read(directory.wal("RECOVERYXLOG")).unwrap() == ours().files[name]);
     }
 }
+
+#[test]
+fn a_standby_waits_long_for_a_dead_repository_only_once() {
+    let mut repository = full(Repository::ceph());
+    repository.configure("timeout = 6");
+    let proxy = Proxy::start(&ceph::shared().endpoint);
+    repository.set_proxy(&proxy);
+    proxy.add(Rule::all(Fault::Silence));
+    let standby = DataDirectory::new(ours());
+    standby.signal("standby.signal");
+    let ask = |directory: &DataDirectory| directory.get(&repository, middle()).finish();
+    let first = ask(&standby);
+    first.expect_code(101);
+    let second = ask(&standby);
+    second.expect_code(101);
+    assert!(first.elapsed > Duration::from_secs(5) && second.elapsed < Duration::from_secs(5), "{first}\n{second}");
+    // A server that recovers has nowhere else to turn to, and stops: it waits each time.
+    let recovering = DataDirectory::new(ours());
+    recovering.signal("recovery.signal");
+    let waited = ask(&recovering);
+    waited.expect_code(201);
+    assert!(waited.elapsed > Duration::from_secs(5), "{waited}");
+    proxy.clear();
+    ask(&standby).expect_silent_success();
+}
