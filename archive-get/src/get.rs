@@ -45,7 +45,7 @@ pub(crate) fn get(args: &Args, config: Config) -> Result<()> {
     let now = Instant::now();
     let ahead = ReadAhead::find(args, &config, name);
     if let Some(ahead) = &ahead
-        && ahead.serve(&args.path, now + timeout / 2)
+        && ahead.serve(&args.path, now + timeout)
     {
         ahead.go_on();
         return Ok(());

@@ -212,6 +212,24 @@ fn a_slow_store_yields_the_same_bytes_and_is_asked_only_once() {
     for name in &segments[1..] {
         assert_eq!(proxy.count("GET", name), 1, "{name}");
     }
+    assert_eq!(proxy.most_at_once(), 1, "what PostgreSQL waits for has the link for itself");
+}
+
+#[test]
+fn a_worker_that_is_told_to_end_or_whose_server_is_killed_leaves_nothing() {
+    let recovering = Recovering::new(Repository::directory());
+    recovering.expect(recovering.segment(0));
+    recovering.wait_until_ready(recovering.segment(1));
+    signal(recovering.worker(), Signal::TERM);
+    recovering.wait_until_gone();
+
+    let server = Run::new("sleep").arg("600").start();
+    recovering.start_server(server.id());
+    recovering.expect(recovering.segment(0));
+    recovering.wait_until_ready(recovering.segment(1));
+    server.signal(Signal::KILL);
+    server.finish();
+    recovering.wait_until_gone();
 }
 
 #[test]

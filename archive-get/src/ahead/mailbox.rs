@@ -1,4 +1,4 @@
-//! How calls tell the worker what they served: a named pipe in the spool.
+//! How calls tell the worker what they served, and what PostgreSQL waits for: a named pipe in the spool.
 //!
 //! Writing to it never waits, and fails at once when nobody reads: that is how a call learns that there is no worker. The
 //! worker holds a lock on the pipe, so there is one at most.
@@ -18,6 +18,18 @@ use super::spool::Spool;
 /// Far more than a worker that runs ever has waiting.
 const BUFFER_BYTES: usize = 4096;
 
+/// What a call has to say about a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Message {
+    /// PostgreSQL waits for it.
+    Wanted(SegmentName),
+    /// PostgreSQL has it.
+    Served(SegmentName),
+}
+
+const WANTED: &str = "wanted";
+const SERVED: &str = "served";
+
 /// Creates the pipe unless it is there.
 pub(super) fn create(spool: &Spool) -> Result<()> {
     let path = spool.mailbox();
@@ -27,10 +39,14 @@ pub(super) fn create(spool: &Spool) -> Result<()> {
     }
 }
 
-/// Tells the worker of this spool that a segment was served; false if there is none.
-pub(super) fn tell(spool: &Spool, name: SegmentName) -> bool {
+/// Tells the worker of this spool; false if there is none.
+pub(super) fn tell(spool: &Spool, message: Message) -> bool {
     let Some(mut pipe) = open_to_write(spool) else { return false };
-    match pipe.write_all(format!("{} {name}\n", spool.key()).as_bytes()) {
+    let (what, name) = match message {
+        Message::Wanted(name) => (WANTED, name),
+        Message::Served(name) => (SERVED, name),
+    };
+    match pipe.write_all(format!("{} {what} {name}\n", spool.key()).as_bytes()) {
         // A worker that was stopped does not empty the pipe. It is there, so a second one could not begin.
         Err(error) => error.kind() == io::ErrorKind::WouldBlock,
         Ok(()) => true,
@@ -78,15 +94,14 @@ impl Mailbox {
         fs::symlink_metadata(spool.mailbox()).is_ok_and(|metadata| metadata.ino() == self.inode)
     }
 
-    /// Waits until something was served, and returns the latest segment; nothing if it was for another run of recovery.
+    /// Waits until a call says something, and returns the latest of it; nothing if it was for another run of recovery.
     /// Nothing is lost when it is not waited for to the end.
-    pub(super) async fn next(&mut self, spool: &Spool) -> io::Result<Option<SegmentName>> {
+    pub(super) async fn next(&mut self, spool: &Spool) -> io::Result<Option<Message>> {
         loop {
             if let Some(end) = self.rest.iter().rposition(|&byte| byte == b'\n') {
                 let lines: Vec<u8> = self.rest.drain(..=end).collect();
                 let latest = lines.split(|&byte| byte == b'\n').rev().find(|line| !line.is_empty()).unwrap_or_default();
-                let latest = str::from_utf8(latest).ok().and_then(|line| line.split_once(' '));
-                return Ok(latest.filter(|(key, _)| *key == spool.key()).and_then(|(_, name)| name.parse().ok()));
+                return Ok(str::from_utf8(latest).ok().and_then(|line| parse(line, spool.key())));
             }
             if self.rest.len() > BUFFER_BYTES {
                 return Err(io::ErrorKind::InvalidData.into());
@@ -95,5 +110,16 @@ impl Mailbox {
             let read = self.pipe.read(&mut bytes).await?;
             self.rest.extend(bytes.iter().take(read));
         }
+    }
+}
+
+fn parse(line: &str, expected_key: &str) -> Option<Message> {
+    let (key, rest) = line.split_once(' ')?;
+    let (what, name) = rest.split_once(' ').filter(|_| key == expected_key)?;
+    let name = name.parse().ok()?;
+    match what {
+        WANTED => Some(Message::Wanted(name)),
+        SERVED => Some(Message::Served(name)),
+        _ => None,
     }
 }

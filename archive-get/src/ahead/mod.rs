@@ -28,6 +28,7 @@ use walkeep_common::wal::header::{LONG_HEADER_BYTES, SegmentHeader};
 use walkeep_common::wal::name::WalFileName;
 use walkeep_common::wal::segment::{SegmentName, SegmentSize};
 
+use self::mailbox::Message;
 use self::place::NoPlace;
 use self::server::Server;
 use self::spool::Spool;
@@ -40,7 +41,12 @@ const WARNED_FACT: &str = "no-read-ahead";
 /// How often a call looks at a segment the worker is fetching.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// How long such a segment may stop growing before the call fetches it itself.
-const STALL: Duration = Duration::from_secs(1);
+const STALL: Duration = Duration::from_secs(2);
+/// How long a whole one may take to be synchronized: beside a checkpoint that can be a while.
+const STALL_WHEN_WHOLE: Duration = Duration::from_secs(10);
+/// What PostgreSQL wants a file to be called in its own requests (`RestoreArchivedFile`,
+/// src/backend/access/transam/xlogarchive.c); pg_rewind and people name others.
+const ASKED_BY_SERVER: &str = "RECOVERYXLOG";
 
 /// Read-ahead as one call sees it: for one segment that a recovering server asks for.
 #[derive(Debug)]
@@ -51,6 +57,8 @@ pub(crate) struct ReadAhead {
     segment: SegmentName,
     segment_size: SegmentSize,
     system_identifier: u64,
+    /// Whether recovery begins with this segment.
+    is_first: bool,
 }
 
 impl ReadAhead {
@@ -58,7 +66,8 @@ impl ReadAhead {
     pub(crate) fn find(args: &Args, config: &Config, name: WalFileName) -> Option<Self> {
         let WalFileName::Segment(segment) = name else { return None };
         let data_directory = Path::new(".");
-        if config.prefetch == 0 || exit::is_by_hand(&args.name, &args.path) || exit::signal(data_directory).is_none() {
+        let is_by_hand = args.path.file_name().is_none_or(|name| name != ASKED_BY_SERVER);
+        if config.prefetch == 0 || is_by_hand || exit::signal(data_directory).is_none() {
             return None;
         }
         // Root would leave files that PostgreSQL's user cannot remove.
@@ -72,13 +81,16 @@ impl ReadAhead {
             None => place::find(memory.directory()).ok()?,
         };
         let spool = directory.map(|directory| Spool::new(directory, key));
-        Some(Self { spool, memory, server, segment, segment_size: control.segment_size?, system_identifier })
+        let segment_size = control.segment_size?;
+        let is_first = segment.number(segment_size) == Some(control.redo.0 / segment_size.bytes());
+        Some(Self { spool, memory, server, segment, segment_size, system_identifier, is_first })
     }
 
     /// Puts the segment at `path` if it is in the spool, or comes there while it is waited for, at most until `deadline`;
     /// tells whether it did.
     pub(crate) fn serve(&self, path: &Path, deadline: Instant) -> bool {
         let Ok(spool) = &self.spool else { return false };
+        let mut told = false;
         loop {
             match self.take(&spool.ready(self.segment), path) {
                 Ok(true) => return true,
@@ -88,6 +100,11 @@ impl ReadAhead {
                 }
                 Ok(false) | Err(_) => {}
             }
+            // From now on all of the link is for this one.
+            if !told && !mailbox::tell(spool, Message::Wanted(self.segment)) {
+                return false;
+            }
+            told = true;
             if !self.comes_soon(spool, deadline) {
                 return false;
             }
@@ -114,15 +131,19 @@ impl ReadAhead {
     fn comes_soon(&self, spool: &Spool, deadline: Instant) -> bool {
         let partial = spool.partial(self.segment);
         let size = || fs::metadata(&partial).ok().map(|metadata| metadata.size());
-        let Some(mut seen) = size().filter(|_| mailbox::is_read(spool)) else { return false };
+        let Some(mut seen) = size() else { return false };
         let mut grown = Instant::now();
+        let whole = self.segment_size.bytes();
+        let stall = |size: u64| if size < whole { STALL } else { STALL_WHEN_WHOLE };
         loop {
             sleep(LOOK_AGAIN);
             match size() {
                 // It is ready, or the worker has failed.
                 None => return true,
                 Some(now) if now != seen => (seen, grown) = (now, Instant::now()),
-                Some(_) if grown.elapsed() > STALL || Instant::now() > deadline => {
+                // PostgreSQL will ask for it again, and it goes on.
+                Some(_) if Instant::now() > deadline => return false,
+                Some(now) if grown.elapsed() > stall(now) || !mailbox::is_read(spool) => {
                     // Nobody waits for it again.
                     let _ = fs::remove_file(&partial);
                     return false;
@@ -134,14 +155,21 @@ impl ReadAhead {
 
     /// After the segment was served: makes the worker go on from there, and starts it where there is none.
     pub(crate) fn go_on(&self) {
+        if self.server.adopts_orphans() {
+            return;
+        }
         let spool = match &self.spool {
             Ok(spool) => spool,
             Err(NoPlace(tried)) => return self.warn_once(tried),
         };
-        if mailbox::tell(spool, self.segment) || self.server.adopts_orphans() {
+        if mailbox::tell(spool, Message::Served(self.segment)) {
             return;
         }
         let prepared = spool.create().map_err(|error| error.to_string()).and_then(|()| {
+            // What a killed worker left takes up room, and nobody else removes it.
+            if let Ok(Some(_lock)) = mailbox::lock(spool) {
+                spool.keep_only(&[]);
+            }
             if !spool.has_room(1, self.segment_size) {
                 return Err(format!("not enough space is free in \"{}\"", spool.directory().display()));
             }
@@ -158,6 +186,9 @@ impl ReadAhead {
     fn warn_once(&self, problem: &str) {
         let (memory, run) = (&self.memory, self.server.identity());
         let data_directory = place::data_directory_identity().unwrap_or_default();
+        if !memory.is_usable() && !self.is_first {
+            return;
+        }
         if memory.recall(WARNED_FACT, &data_directory).as_ref() != Some(&run) {
             memory.note(WARNED_FACT, &data_directory, &run);
             let more = memory.problem().map(|problem| format!("; {problem}")).unwrap_or_default();

@@ -1,6 +1,5 @@
 //! Where a spool lies, and whose it is.
 
-use std::env;
 use std::ffi::OsStr;
 use std::fs::{self, Metadata};
 use std::io;
@@ -15,9 +14,6 @@ use super::server::Server;
 /// What the names of spools begin with, in the configured directory and beside a data directory.
 const PREFIXES: [&str; 2] = ["read-ahead-", ".walkeep-"];
 
-/// Variables that differ from one command to the next and mean nothing to us.
-const SET_BY_SHELLS: [&str; 4] = ["_", "OLDPWD", "PWD", "SHLVL"];
-
 /// Where a spool could be, and why it cannot.
 #[derive(Debug)]
 pub(super) struct NoPlace(pub(super) String);
@@ -26,11 +22,9 @@ pub(super) struct NoPlace(pub(super) String);
 pub(super) fn key(config: &Config, system_identifier: u64, server: &Server) -> io::Result<String> {
     let (version, data, server) = (env!("CARGO_PKG_VERSION"), data_directory_identity()?, server.identity());
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-    // Endpoints and credentials may come from the environment.
-    let passing = |name: &OsStr| SET_BY_SHELLS.iter().any(|set| name == *set);
-    let mut environment: Vec<_> = env::vars_os().filter(|(name, _)| !passing(name)).collect();
-    environment.sort_unstable();
-    Ok(short_hash(&format!("{version}\n{boot}\n{data}\n{system_identifier}\n{server}\n{config:?}\n{environment:?}")))
+    // Credentials may differ from call to call: they decide who may read, not what is there.
+    let place = walkeep_common::store::place(config);
+    Ok(short_hash(&format!("{version}\n{boot}\n{data}\n{system_identifier}\n{server}\n{config:?}\n{place}")))
 }
 
 /// Finds the place of the spool for the data directory that is the working directory, whether it was created already

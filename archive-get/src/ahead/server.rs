@@ -2,7 +2,12 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
+use std::thread;
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::sync::Notify;
 use walkeep_common::cli::background::orphans_go_to_postgresql;
 use walkeep_common::postgres::postmaster::PostmasterPid;
 use walkeep_common::wal::history::TimelineHistory;
@@ -31,6 +36,23 @@ impl Server {
     /// Whether this run of the server goes on and is still in recovery. At its end PostgreSQL removes the signal files.
     pub(super) fn still_recovers(&self) -> bool {
         Self::find().is_some_and(|now| now.0.is_same_server(&self.0)) && exit::signal(Path::new(".")).is_some()
+    }
+
+    /// Tells when the server's first process has ended. Where that cannot be watched, it never does.
+    pub(super) fn watch(&self) -> Arc<Notify> {
+        let ended = Arc::new(Notify::new());
+        let process = Pid::from_raw(self.0.pid).and_then(|process| pidfd_open(process, PidfdFlags::empty()).ok());
+        if let Some(process) = process {
+            let ended = Arc::clone(&ended);
+            let watch = move || {
+                if poll(&mut [PollFd::new(&process, PollFlags::IN)], None).is_ok() {
+                    ended.notify_one();
+                }
+            };
+            // Without it, postmaster.pid tells of most ends as well.
+            let _ = thread::Builder::new().spawn(watch);
+        }
+        ended
     }
 
     /// Whether a worker would become this server's child when the call that starts it ends.

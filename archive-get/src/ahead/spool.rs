@@ -74,6 +74,13 @@ impl Spool {
         self.directory.join(format!("{name}.{}{PARTIAL}", self.key))
     }
 
+    /// Lets calls see that a segment is on its way, from before the store's answer on.
+    pub(super) fn announce(&self, name: SegmentName) -> Announced {
+        let partial = self.partial(name);
+        let _ = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial);
+        Announced { partial }
+    }
+
     /// Begins a segment; it is gone again unless it is finished.
     pub(super) fn begin(&self, name: SegmentName) -> Result<Unfinished> {
         let (partial, ready) = (self.partial(name), self.ready(name));
@@ -92,6 +99,11 @@ impl Spool {
                 let _ = fs::remove_file(entry.path());
             }
         }
+    }
+
+    /// Removes a segment that lies ready.
+    pub(super) fn remove_ready(&self, name: SegmentName) {
+        let _ = fs::remove_file(self.ready(name));
     }
 
     /// Removes the directory if there is nothing in it.
@@ -126,6 +138,18 @@ impl Spool {
         let bytes = |blocks: u64| blocks.saturating_mul(system.f_frsize);
         let reserve = RESERVE_BYTES.min(bytes(system.f_blocks) / 10).max(RESERVE_SEGMENTS * size.bytes());
         bytes(system.f_bavail) >= reserve.saturating_add(segments.saturating_mul(size.bytes()))
+    }
+}
+
+/// A segment that is on its way, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Announced {
+    partial: PathBuf,
+}
+
+impl Drop for Announced {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.partial);
     }
 }
 

@@ -25,6 +25,7 @@ use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt
 
 pub use self::create_only::CreateOnly;
 pub use self::health::Health;
+pub use self::open::place;
 pub use self::upload::Upload;
 use crate::config::Location;
 use crate::error::{Error, Kind, Result};

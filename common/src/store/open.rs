@@ -59,7 +59,7 @@ impl Store {
             }
         };
         Ok(Self {
-            place: format!("{} {}", config.repository, variant(config)),
+            place: place(config),
             objects: below_prefix(clients.0),
             parts: below_prefix(clients.1),
             location: config.repository.clone(),
@@ -70,6 +70,11 @@ impl Store {
             given_up: GivenUp::default(),
         })
     }
+}
+
+/// What tells one configured repository from all others, endpoints from the environment included.
+pub fn place(config: &Config) -> String {
+    format!("{} {}", config.repository, variant(config))
 }
 
 /// What decides, besides the URL, which store is meant.
