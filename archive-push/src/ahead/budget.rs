@@ -45,6 +45,11 @@ impl Budget {
         self.freed.notify_all();
     }
 
+    /// Whether anything is taken.
+    pub(crate) fn is_used(&self) -> bool {
+        self.lock().used > 0
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
