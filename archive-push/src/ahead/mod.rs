@@ -71,7 +71,7 @@ impl<'c> Ahead<'c> {
     /// Asks the worker. Nothing if there is none that answers for exactly this file.
     pub(crate) fn ask(&self, source: &Source, limits: &mut Limits) -> Option<Result<()>> {
         let socket = self.place.socket(self.config)?;
-        let give_up = |store_answers, trouble: Option<&str>| limits.exceeded_by_worker(store_answers, trouble);
+        let give_up = |store_answers, trouble: Option<&str>| limits.exceeded(store_answers, trouble);
         ask::ask(&socket, &Request::new(source), give_up)
     }
 
