@@ -12,6 +12,7 @@ mod golden;
 mod harness;
 mod kills;
 mod layers;
+mod patience;
 mod push_ahead;
 mod readme;
 mod recovery;
