@@ -13,6 +13,7 @@ use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::host_memory::HostMemory;
 use walkeep_common::retry::Patience;
 use walkeep_common::store::{ANSWER_TIME, Health, SLOWEST_LINK, Store};
+use walkeep_common::wal::name::WalFileName;
 use walkeep_common::wal_archive::WalArchive;
 
 use super::budget::Budget;
@@ -154,13 +155,15 @@ impl Pusher {
     /// As those of an own call.
     pub(crate) fn push_within(&self, patience: Patience, path: &Path, source: &Source, level: i32) -> Result<()> {
         let size = usize::try_from(source.size()).unwrap_or(usize::MAX);
-        let mut bytes = self.bytes.take(size.saturating_add(COMPRESSION_BYTES).min(MEMORY_BYTES));
+        // Histories first, then by name: PostgreSQL waits for one file at a time, in this order.
+        let turn = (!matches!(source.name, WalFileName::History(_)), source.name.to_string());
+        let mut bytes = self.bytes.take(size.saturating_add(COMPRESSION_BYTES).min(MEMORY_BYTES), &turn);
         let encoded = {
-            let _compression = self.compressions.take(1);
+            let _compression = self.compressions.take(1, &turn);
             source.encode(level)?
         };
         bytes.shrink(encoded.frames.len());
-        let _upload = self.uploads.take(1);
+        let _upload = self.uploads.take(1, &turn);
         while let Some(pause) = self.health().pause() {
             thread::sleep(pause.min(LOOK_AGAIN));
         }
