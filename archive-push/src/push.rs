@@ -1,22 +1,21 @@
 //! Archiving one file.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use walkeep_common::cli::bounded::bounded;
 use walkeep_common::config::Config;
 use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::host_memory::HostMemory;
 use walkeep_common::retry::Patience;
+use walkeep_common::store::{Health, Store};
 use walkeep_common::wal_archive::WalArchive;
 
 use crate::ahead::{Ahead, Asked};
-use crate::limits::{Limits, OUTAGE_MEMORY};
+use crate::limits::Limits;
 use crate::source::Source;
 use crate::store;
-
-/// What the host remembers a failing store under.
-const OUTAGE_FACT: &str = "outage";
 
 /// Archives the file at `path`: asks the worker that pushes ahead, or does it itself.
 ///
@@ -27,9 +26,7 @@ pub(crate) fn push(path: &Path, config: &Config) -> Result<()> {
     if let Some(problem) = memory.problem() {
         tracing::warn!("{problem}; every push looks before it stores");
     }
-    let url = config.repository.to_string();
-    let store_failed = memory.age(OUTAGE_FACT, &url).is_some_and(|age| age < OUTAGE_MEMORY);
-    let mut limits = Limits::new(config.timeout, store_failed);
+    let mut limits = Limits::new(config, &memory);
     // Everything that needs no store comes first: a wrong file is refused whatever the store does.
     let source = Source::open(path).map_err(with_way_out)?;
 
@@ -40,11 +37,7 @@ pub(crate) fn push(path: &Path, config: &Config) -> Result<()> {
         Asked::Told(result) => result,
         Asked::SentAway | Asked::Nobody => push_alone(path, source, config, &memory, &mut limits, ahead.as_ref()),
     };
-    match &result {
-        Err(error) if error.kind() == Kind::Unavailable => memory.note(OUTAGE_FACT, &url, ""),
-        Ok(()) if store_failed => memory.forget(OUTAGE_FACT, &url),
-        _ => {}
-    }
+    limits.remember(&result, config, &memory);
     if let Some(ahead) = ahead.filter(|_| may_start) {
         ahead.start_if_useful(&result, &limits);
     }
@@ -61,32 +54,48 @@ fn push_alone(
     ahead: Option<&Ahead<'_>>,
 ) -> Result<()> {
     let (path, config, memory): (PathBuf, _, _) = (path.to_owned(), config.clone(), memory.clone());
-    let first_answer = limits.first_answer();
-    let deadline = limits.deadline();
-    let batch = ahead.filter(|_| first_answer.is_none()).and_then(Ahead::batch);
+    let (first_answer_by, deadline) = (limits.first_answer_by(), limits.deadline());
+    // Later calls could not know what a batch has stored without a memory.
+    let may_batch = first_answer_by.is_none() && memory.is_usable();
+    let batch = ahead.filter(|_| may_batch).and_then(Ahead::batch);
+    let store = Arc::new(OnceLock::new());
+    let opened = Arc::clone(&store);
     let work = move || match batch {
-        Some(data) => crate::ahead::batch::push(&data, source, path, &config, &memory, deadline),
-        None => archive(&path, &source, &config, &memory, deadline, first_answer),
+        Some(data) => crate::ahead::batch::push(&data, &source, &path, &config, &memory, deadline, &opened),
+        None => archive(&path, &source, &config, &memory, (deadline, first_answer_by), &opened),
     };
-    bounded(work, |_| limits.exceeded())
+    // Even to open a store may hang, in a dead mount.
+    let known = || {
+        let health = store.get().map(Store::health);
+        (health.and_then(Health::last_answer).is_some(), health.and_then(Health::trouble))
+    };
+    let result = bounded(work, |_| {
+        let (answers, trouble) = known();
+        limits.exceeded(answers, trouble.as_deref())
+    });
+    let (answers, trouble) = known();
+    limits.see(answers, trouble.as_deref());
+    result
 }
 
+/// Archives the file in a store that others may look at as soon as it is open.
 fn archive(
     path: &Path,
     source: &Source,
     config: &Config,
     memory: &HostMemory,
-    deadline: Instant,
-    first_answer: Option<Duration>,
+    (deadline, first_answer_by): (Instant, Option<Instant>),
+    opened: &OnceLock<Store>,
 ) -> Result<()> {
     let archive = WalArchive::open(config, source.system_identifier, memory.clone(), Patience::Until(deadline))?;
+    let _ = opened.set(archive.store().clone());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Error::new(Kind::Unavailable, "could not start the runtime").caused_by(error))?;
     let result = runtime.block_on(async {
-        if let Some(limit) = first_answer {
-            let hasty = archive.with_patience(Patience::Until(Instant::now() + limit));
+        if let Some(limit) = first_answer_by {
+            let hasty = archive.with_patience(Patience::Until(limit));
             let _ = hasty.identity().await?;
         }
         let level = config.compression_level.level();

@@ -65,7 +65,7 @@ where
             result => return result,
         };
         let pause = pauses.next_backoff().unwrap_or(LONGEST_PAUSE).max(error.pause().unwrap_or_default());
-        if Instant::now() + pause >= deadline {
+        if pause >= deadline.saturating_duration_since(Instant::now()) {
             let tried = format!("gave up after {attempts} attempts in {:.1} s", begun.elapsed().as_secs_f64());
             return Err(if attempts > 1 { error.context(tried) } else { error });
         }
@@ -142,5 +142,13 @@ mod tests {
         assert_eq!(error.kind(), Kind::Unavailable);
         assert!((2..6).contains(&calls), "{calls}");
         assert!(error.to_string().contains("attempts"), "{error}");
+    }
+
+    #[test]
+    fn a_pause_without_end_ends_it_at_once() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let attempt = || async { Err::<(), _>(Error::new(Kind::Unavailable, "no").not_before(Duration::MAX)) };
+        let result = runtime.block_on(retry(Patience::For(Duration::from_secs(2)), attempt));
+        assert_eq!(result.unwrap_err().to_string(), "no");
     }
 }

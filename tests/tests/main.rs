@@ -12,6 +12,7 @@ mod golden;
 mod harness;
 mod kills;
 mod layers;
+mod patience;
 mod push_ahead;
 mod read_ahead;
 mod read_ahead_servers;

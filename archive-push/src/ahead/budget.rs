@@ -1,5 +1,6 @@
 //! Something there is only so much of: processors, connections, bytes of memory.
 
+use std::collections::BTreeSet;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// An amount of which parts are taken and given back.
@@ -9,10 +10,15 @@ pub(crate) struct Budget {
     freed: Condvar,
 }
 
+/// Who comes first when several wait: the smaller one.
+pub(crate) type Turn = (bool, String);
+
 #[derive(Debug)]
 struct State {
     limit: usize,
     used: usize,
+    waiting: BTreeSet<(Turn, u64)>,
+    tickets: u64,
 }
 
 /// A part that was taken; given back on drop.
@@ -25,17 +31,27 @@ pub(crate) struct Share<'b> {
 impl Budget {
     /// A budget of this much.
     pub(crate) fn new(limit: usize) -> Self {
-        Self { state: Mutex::new(State { limit, used: 0 }), freed: Condvar::new() }
+        Self {
+            state: Mutex::new(State { limit, used: 0, waiting: BTreeSet::new(), tickets: 0 }),
+            freed: Condvar::new(),
+        }
     }
 
-    /// Waits until there is this much, and takes it. Who wants more than there is in all gets all of it.
-    pub(crate) fn take(&self, amount: usize) -> Share<'_> {
+    /// Waits until there is this much and nobody with an earlier turn waits, and takes it. Who wants more than there is
+    /// in all gets all of it.
+    pub(crate) fn take(&self, amount: usize, turn: &Turn) -> Share<'_> {
         let mut state = self.lock();
+        state.tickets += 1;
+        let ticket = (turn.clone(), state.tickets);
+        let _ = state.waiting.insert(ticket.clone());
         let fits = |state: &State| state.used == 0 || state.used.saturating_add(amount) <= state.limit;
-        while !fits(&state) {
+        while state.waiting.first() != Some(&ticket) || !fits(&state) {
             state = self.freed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        let _ = state.waiting.remove(&ticket);
         state.used += amount;
+        // There may be enough for the next one as well.
+        self.freed.notify_all();
         Share { budget: self, amount }
     }
 
@@ -43,6 +59,11 @@ impl Budget {
     pub(crate) fn set_limit(&self, limit: usize) {
         self.lock().limit = limit;
         self.freed.notify_all();
+    }
+
+    /// Whether anything is taken.
+    pub(crate) fn is_used(&self) -> bool {
+        self.lock().used > 0
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -81,7 +102,7 @@ mod tests {
                 let (budget, used, most) = (&budget, &used, &most);
                 let _ = scope.spawn(move || {
                     for _ in 0..200 {
-                        let mut share = budget.take(amount);
+                        let mut share = budget.take(amount, &Turn::default());
                         most.fetch_max(used.fetch_add(amount, Ordering::SeqCst) + amount, Ordering::SeqCst);
                         used.fetch_sub(amount - 1, Ordering::SeqCst);
                         share.shrink(1);
@@ -97,11 +118,32 @@ mod tests {
     #[test]
     fn what_is_larger_than_the_budget_goes_alone() {
         let budget = Budget::new(10);
-        let share = budget.take(1000);
+        let share = budget.take(1000, &Turn::default());
         std::thread::scope(|scope| {
-            let other = scope.spawn(|| drop(budget.take(1)));
+            let other = scope.spawn(|| drop(budget.take(1, &Turn::default())));
             assert!(!other.is_finished());
             drop(share);
         });
+    }
+
+    #[test]
+    fn whoever_has_the_earliest_turn_comes_first() {
+        let budget = Budget::new(1);
+        let share = budget.take(1, &Turn::default());
+        let order = Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            for name in ["c", "a", "d", "b"] {
+                let (budget, order) = (&budget, &order);
+                let _ = scope.spawn(move || {
+                    let _share = budget.take(1, &(true, name.to_owned()));
+                    order.lock().unwrap().push(name);
+                });
+            }
+            while budget.lock().waiting.len() < 4 {
+                std::thread::yield_now();
+            }
+            drop(share);
+        });
+        assert_eq!(order.into_inner().unwrap(), ["a", "b", "c", "d"]);
     }
 }

@@ -70,7 +70,7 @@ impl<'c> Ahead<'c> {
     /// Asks the worker.
     pub(crate) fn ask(&self, source: &Source, limits: &mut Limits) -> Asked {
         let Some(socket) = self.place.socket(self.config) else { return Asked::Nobody };
-        let give_up = |store_answers, trouble: Option<&str>| limits.exceeded_by_worker(store_answers, trouble);
+        let give_up = |store_answers, trouble: Option<&str>| limits.exceeded(store_answers, trouble);
         ask::ask(&socket, &Request::new(source, &self.server), give_up)
     }
 

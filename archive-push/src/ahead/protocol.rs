@@ -40,7 +40,7 @@ pub(crate) struct Request {
 pub(crate) enum Answer {
     /// Not yet: the worker lives and is at it.
     Working {
-        /// Whether the store has stored anything a moment ago.
+        /// Whether the store has answered a moment ago.
         store_answers: bool,
         /// What the last attempt failed with.
         trouble: Option<String>,

@@ -40,7 +40,7 @@ const SIGN_OF_LIFE: Duration = Duration::from_millis(500);
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// How long a call may take to say what it wants.
 const QUESTION_TIME: Duration = Duration::from_secs(2);
-/// A store that stored something this long ago answers.
+/// A store that answered anything this long ago answers.
 const FRESH: Duration = Duration::from_secs(10);
 /// PostgreSQL asks for one file at a time.
 const MOST_CALLS: usize = 32;
@@ -276,7 +276,7 @@ impl Office {
 
     fn working(&self) -> Answer {
         let health = self.pusher.health();
-        let store_answers = health.last_success().is_some_and(|age| age < FRESH);
+        let store_answers = health.last_answer().is_some_and(|age| age < FRESH);
         Answer::Working { store_answers, trouble: health.trouble() }
     }
 

@@ -67,6 +67,13 @@ pub(super) fn is_throttling(error: &StoreError) -> bool {
     matches!(status(&text), Some(429 | 503)) || mentions(&text, &THROTTLING_CODES)
 }
 
+/// Whether the store did not answer in the time it was given.
+pub(super) fn is_time_out(error: &StoreError) -> bool {
+    let is_time_out = |cause: &io::Error| cause.kind() == io::ErrorKind::TimedOut;
+    matches!(error, StoreError::Generic { .. })
+        && chain(error).filter_map(|cause| cause.downcast_ref()).any(is_time_out)
+}
+
 /// Whether the range asked for begins behind the object's end.
 pub(super) fn is_range_not_satisfiable(error: &StoreError) -> bool {
     let text = text(error);

@@ -5,7 +5,6 @@ use object_store::{ObjectStoreExt as _, PutMode};
 
 use super::{Store, classify};
 use crate::error::Result;
-use crate::retry::retry;
 
 /// What is known about a store's conditional puts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +49,7 @@ impl Store {
     /// `Refused` or `Unavailable`: it could not be found out.
     pub async fn probe_create_only(&self, key: &Path) -> Result<CreateOnly> {
         const BODIES: [&[u8]; 2] = [b"walkeep probe: first\n", b"walkeep probe: second\n"];
-        let first = retry(self.patience, || async {
+        let first = self.retry(|| async {
             match self.put(key, BODIES[0].into(), PutMode::Create).await {
                 Err(error) if classify::is_not_implemented(&error) => Ok(false),
                 // An answer that was lost and asked for again.
@@ -63,7 +62,7 @@ impl Store {
         if !first.await? {
             return Ok(CreateOnly::Unsupported);
         }
-        let refused = retry(self.patience, || async {
+        let refused = self.retry(|| async {
             match self.put(key, BODIES[1].into(), PutMode::Create).await {
                 Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => Ok(true),
                 Ok(()) => Ok(false),
@@ -71,7 +70,7 @@ impl Store {
             }
         });
         let refused = refused.await?;
-        let kept = retry(self.patience, || async {
+        let kept = self.retry(|| async {
             let read = async { self.objects.get(key).await?.bytes().await };
             let bytes = classify::limited(super::ANSWER_TIME, read).await;
             Ok(bytes.map_err(|error| self.explain("read", key, &error))? == BODIES[0])

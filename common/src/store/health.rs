@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind};
 
+/// A store that wants to be left alone for longer is asked again all the same: it may have said so to many.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
 /// What was seen of a store by all operations of a process.
 #[derive(Debug, Default)]
 pub struct Health(Mutex<Seen>);
@@ -12,6 +15,7 @@ pub struct Health(Mutex<Seen>);
 #[derive(Debug, Default)]
 struct Seen {
     success: Option<Instant>,
+    answer: Option<Instant>,
     trouble: Option<(Instant, String)>,
     throttled: u64,
     resume: Option<Instant>,
@@ -23,7 +27,12 @@ impl Health {
         self.seen(|seen| seen.success.map(|moment| moment.elapsed()))
     }
 
-    /// What went wrong since then, in the words of the last failed attempt.
+    /// How long ago the store last answered anything but that it is failing.
+    pub fn last_answer(&self) -> Option<Duration> {
+        self.seen(|seen| seen.answer.map(|moment| moment.elapsed()))
+    }
+
+    /// What went wrong since an object was last stored, in the words of the last failed attempt.
     pub fn trouble(&self) -> Option<String> {
         self.seen(|seen| {
             let (moment, words) = seen.trouble.as_ref()?;
@@ -31,28 +40,37 @@ impl Health {
         })
     }
 
-    /// How many answers so far asked for fewer requests.
+    /// How many answers so far asked for fewer requests, or did not come in time.
     pub fn throttled(&self) -> u64 {
         self.seen(|seen| seen.throttled)
     }
 
     /// How long the store still wants to be left alone.
-    pub(super) fn pause(&self) -> Option<Duration> {
+    pub fn pause(&self) -> Option<Duration> {
         let resume = self.seen(|seen| seen.resume)?;
         resume.checked_duration_since(Instant::now())
     }
 
     pub(super) fn note_pause(&self, pause: Duration) {
-        self.seen(|seen| seen.resume = Instant::now().checked_add(pause).max(seen.resume));
+        self.seen(|seen| seen.resume = Some(Instant::now() + pause.min(LONGEST_PAUSE)).max(seen.resume));
     }
 
+    /// The store answered; what kind of answer it was does not matter.
+    pub(super) fn note_answer(&self) {
+        self.seen(|seen| seen.answer = Some(Instant::now()));
+    }
+
+    /// An object was stored.
     pub(super) fn note_success(&self) {
-        self.seen(|seen| seen.success = Some(Instant::now()));
+        self.seen(|seen| {
+            let now = Instant::now();
+            (seen.success, seen.answer, seen.resume) = (Some(now), Some(now), None);
+        });
     }
 
-    pub(super) fn note_failure(&self, error: &Error, is_throttling: bool) {
+    pub(super) fn note_failure(&self, error: &Error, is_too_much: bool) {
         self.seen(|seen| {
-            seen.throttled += u64::from(is_throttling);
+            seen.throttled += u64::from(is_too_much);
             if error.kind() == Kind::Unavailable {
                 seen.trouble = Some((Instant::now(), error.to_string()));
             }
@@ -77,6 +95,17 @@ mod tests {
         assert_eq!((health.trouble().as_deref(), health.throttled()), (Some("slow down"), 1));
         health.note_success();
         assert_eq!((health.trouble(), health.throttled()), (None, 1));
-        assert!(health.last_success().is_some());
+        assert!(health.last_success().is_some() && health.last_answer().is_some());
+    }
+
+    #[test]
+    fn a_store_is_left_alone_no_longer_than_is_reasonable_and_not_once_it_stores() {
+        let health = Health::default();
+        health.note_pause(Duration::from_secs(u64::MAX));
+        assert!((1..=60).contains(&health.pause().unwrap().as_secs()));
+        health.note_answer();
+        assert!(health.pause().is_some() && health.last_answer().is_some() && health.last_success().is_none());
+        health.note_success();
+        assert_eq!(health.pause(), None);
     }
 }

@@ -2,13 +2,13 @@
 //!
 //! Nothing here overwrites. Whether the store itself refuses to is found out by [`create_only`], not believed.
 
+mod answers;
 mod classify;
 pub mod create_only;
 mod credentials;
 mod directory;
 mod health;
 mod open;
-mod retry_after;
 mod upload;
 
 use std::ops::Range;
@@ -154,7 +154,7 @@ impl Store {
     /// `Refused` or `Unavailable`; in the second case the object may have been stored all the same.
     pub async fn create(&self, key: &Path, payload: impl Into<PutPayload>) -> Result<Created> {
         let payload = payload.into();
-        let created = retry(self.patience, || self.create_once(key, payload.clone())).await?;
+        let created = self.retry(|| self.create_once(key, payload.clone())).await?;
         self.health.note_success();
         Ok(created)
     }
@@ -189,7 +189,7 @@ impl Store {
     /// # Errors
     /// `Refused` or `Unavailable`.
     pub async fn head(&self, key: &Path) -> Result<Option<Listed>> {
-        retry(self.patience, || self.look(key)).await
+        self.retry(|| self.look(key)).await
     }
 
     async fn look(&self, key: &Path) -> Result<Option<Listed>> {
@@ -208,7 +208,7 @@ impl Store {
     /// # Errors
     /// `Refused` or `Unavailable`.
     pub async fn read_range(&self, key: &Path, range: Range<u64>) -> Result<Option<(Bytes, u64)>> {
-        retry(self.patience, || async {
+        self.retry(|| async {
             let options = GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
             let read = async {
                 let result = self.objects.get_opts(key, options).await?;
@@ -249,7 +249,7 @@ impl Store {
     /// # Errors
     /// `Refused` or `Unavailable`; `Damaged` if it is larger than `limit` bytes.
     pub async fn read(&self, key: &Path, limit: u64) -> Result<Option<Bytes>> {
-        retry(self.patience, || async {
+        self.retry(|| async {
             let Some(mut reading) = self.open_once(key).await? else { return Ok(None) };
             if reading.size > limit {
                 let size = reading.size;
@@ -287,7 +287,7 @@ impl Store {
     /// # Errors
     /// `Refused` or `Unavailable`; never a part of a listing.
     pub async fn list(&self, folder: &Path) -> Result<Vec<Listed>> {
-        retry(self.patience, || async {
+        self.retry(|| async {
             let mut pages = self.objects.list(Some(folder)).map_ok(listed);
             let mut objects = Vec::new();
             while let Some(object) = classify::limited(SILENCE, pages.next().map(Ok)).await.transpose() {
@@ -305,7 +305,7 @@ impl Store {
     /// # Errors
     /// `Refused` or `Unavailable`; never a part of a listing.
     pub async fn list_folder(&self, folder: &Path) -> Result<Folder> {
-        retry(self.patience, || async {
+        self.retry(|| async {
             let result = classify::limited(ANSWER_TIME * 4, self.objects.list_with_delimiter(Some(folder))).await;
             let result = result.map_err(|error| self.explain("list", folder, &error))?;
             let names = result.common_prefixes.iter().filter_map(|path| path.filename().map(str::to_owned));
@@ -318,18 +318,33 @@ impl Store {
         .await
     }
 
+    /// As [`retry`]. What got no answer at all is a failure to be remembered like any other.
+    async fn retry<T, F>(&self, attempt: impl FnMut() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let result = retry(self.patience, attempt).await;
+        if let Err(error) = &result {
+            self.health.note_failure(error, false);
+        }
+        result
+    }
+
     /// A missing object is an answer; a missing bucket, or anything else, is a failure.
     fn found<T>(&self, key: &Path, result: object_store::Result<T>) -> Result<Option<T>> {
-        match result {
-            Ok(found) => Ok(Some(found)),
-            Err(error) if classify::is_missing_object(&error) => Ok(None),
-            Err(error) => Err(self.explain("read", key, &error)),
-        }
+        let found = match result {
+            Ok(found) => Some(found),
+            Err(error) if classify::is_missing_object(&error) => None,
+            Err(error) => return Err(self.explain("read", key, &error)),
+        };
+        self.health.note_answer();
+        Ok(found)
     }
 
     fn explain(&self, doing: &str, key: &Path, error: &object_store::Error) -> Error {
         let explained = classify::explain(&self.location, doing, &self.url_of(key), error);
-        self.health.note_failure(&explained, classify::is_throttling(error));
+        let is_too_much = classify::is_throttling(error) || classify::is_time_out(error);
+        self.health.note_failure(&explained, is_too_much);
         match self.health.pause() {
             Some(pause) => explained.not_before(pause),
             None => explained,

@@ -11,7 +11,7 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::prefix::PrefixStore;
 use object_store::{Certificate, ClientOptions, ObjectStore, RetryConfig};
 
-use super::retry_after::Connector;
+use super::answers::Connector;
 use super::upload::GivenUp;
 use super::{CreateOnly, Health, Store, credentials, directory};
 use crate::config::{Config, S3Settings, Scheme};

@@ -6,7 +6,7 @@ mod holes;
 pub mod inventory;
 mod keep;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use object_store::path::Path;
 
@@ -27,6 +27,9 @@ const IDENTITY_LIMIT: u64 = 64 * 1024;
 const IDENTITY_MEMORY: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long a host relies on what it found out about a store's conditional puts.
 const PROBE_MEMORY: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// How long finding that out may keep a file from being stored.
+const PROBE_TIME: Duration = Duration::from_secs(5);
 
 const CREATE_ONLY_FACT: &str = "create-only";
 const IDENTITY_FACT: &str = "identity";
@@ -137,7 +140,10 @@ impl WalArchive {
         if let Some(known) = remembered.filter(|_| fresh) {
             return self.store.set_create_only(known);
         }
-        match self.store.probe_create_only(&probe(fastrand::u64(..))).await {
+        // Beyond that the file itself needs the time.
+        let limit = self.store.patience().deadline().min(Instant::now() + PROBE_TIME);
+        let hasty = self.store.with_patience(Patience::Until(limit));
+        match hasty.probe_create_only(&probe(fastrand::u64(..))).await {
             Ok(found) => {
                 self.memory.note(CREATE_ONLY_FACT, url, found.as_str());
                 self.store.set_create_only(found);

@@ -1,4 +1,4 @@
-//! The `Retry-After` of an answer, which the store's client keeps to itself.
+//! What the store's client keeps to itself: that there was an answer, and its `Retry-After`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use object_store::client::{
 
 use super::Health;
 
-/// Makes clients that tell of every `Retry-After` they are answered with.
+/// Makes clients that tell of the answers they get.
 #[derive(Debug)]
 pub(super) struct Connector(pub(super) Arc<Health>);
 
@@ -33,12 +33,25 @@ impl HttpConnector for Connector {
 impl HttpService for Listening {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let answer = self.client.execute(request).await?;
-        let asked = answer.headers().get("retry-after").and_then(|value| value.to_str().ok());
-        if let Some(pause) = asked.and_then(|value| parse(value, Timestamp::now())) {
+        let status = answer.status().as_u16();
+        let retry_after = answer.headers().get("retry-after").and_then(|value| value.to_str().ok());
+        if !is_failing(status) {
+            self.health.note_answer();
+        } else if let Some(pause) = retry_after.and_then(|value| pause(status, value, Timestamp::now())) {
             self.health.note_pause(pause);
         }
         Ok(answer)
     }
+}
+
+/// Whether whoever answers says no more than that the store cannot answer.
+fn is_failing(status: u16) -> bool {
+    status >= 500 || status == 429
+}
+
+/// How long the store wants to be left alone. On other answers the header does not speak of the store as a whole.
+fn pause(status: u16, retry_after: &str, now: Timestamp) -> Option<Duration> {
+    if matches!(status, 429 | 503) { parse(retry_after, now) } else { None }
 }
 
 /// Seconds, or the moment from which on (RFC 9110, 10.2.3).
@@ -67,6 +80,18 @@ mod tests {
             ("-1", None),
         ] {
             assert_eq!(parse(value, now), expected.map(Duration::from_secs), "{value}");
+        }
+    }
+
+    #[test]
+    fn only_a_store_that_is_overloaded_is_left_alone() {
+        let expected = [(429, Some(7)), (503, Some(7)), (500, None), (502, None)];
+        for (status, expected) in expected {
+            assert_eq!(pause(status, "7", Timestamp::UNIX_EPOCH), expected.map(Duration::from_secs), "{status}");
+        }
+        let answers = [(200, false), (404, false), (412, false), (429, true), (500, true), (503, true)];
+        for (status, failing) in answers {
+            assert_eq!(is_failing(status), failing, "{status}");
         }
     }
 }
