@@ -16,6 +16,7 @@ mod wal;
 use std::cell::OnceCell;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use walkeep_common::cli::{Reporter, Severity};
@@ -48,6 +49,8 @@ use crate::session::{Session, preflight};
 /// How long one request is tried again: an outage shorter than this costs a backup nothing but time.
 const PATIENCE: Patience = Patience::For(Duration::from_secs(10 * 60));
 
+/// How long an interrupted backup waits for its very last put.
+const LAST_PUT: Duration = Duration::from_secs(10);
 /// How long the repository may be out of reach before anything has begun: somebody waits for the message.
 const FIRST_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -57,12 +60,19 @@ const FIRST_PATIENCE: Duration = Duration::from_secs(30);
 /// `Usage` for options that cannot work; `Refused` and `Invalid` for rights and settings that must change first;
 /// `Unavailable` if the server or the repository fails for too long. Nothing that looks like a backup is left.
 pub async fn take(args: &TakeArgs, config: &Config, reporter: Reporter) -> Result<()> {
-    let store = OnceCell::new();
+    let progress = Progress::default();
+    let mut running = std::pin::pin!(run(args, config, reporter, &progress));
     let taken = tokio::select! {
-        taken = run(args, config, reporter, &store) => taken,
-        interrupted = interrupted() => Err(interrupted),
+        taken = &mut running => taken,
+        // What is complete but for its record is as good as taken.
+        () = interrupted() => if progress.is_recorded.load(Ordering::Relaxed) {
+            tokio::time::timeout(LAST_PUT, running).await.unwrap_or_else(|_| Err(recording_interrupted()))
+        } else {
+            let message = "interrupted: there is no backup, and the server has left backup mode";
+            Err(Error::new(Kind::Unavailable, message))
+        },
     };
-    if let (Err(_), Some(store)) = (&taken, store.get()) {
+    if let (Err(_), Some(store)) = (&taken, progress.store.get()) {
         store.remove_given_up().await;
     }
     let backup = taken?;
@@ -73,20 +83,33 @@ pub async fn take(args: &TakeArgs, config: &Config, reporter: Reporter) -> Resul
 }
 
 /// Waits for Ctrl-C or SIGTERM. Leaving closes the connection, which ends PostgreSQL's backup mode.
-async fn interrupted() -> Error {
+async fn interrupted() {
     use tokio::signal::unix::{SignalKind, signal};
     match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
         (Ok(mut interrupt), Ok(mut terminate)) => {
             tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-            Error::new(Kind::Unavailable, "interrupted: there is no backup, and the server has left backup mode")
         }
         // Without a handler the signal's own action ends the process, to the same effect.
         _ => std::future::pending().await,
     }
 }
 
-/// Takes the backup; sets `used` to the store as soon as anything may be written to it.
-async fn run(args: &TakeArgs, config: &Config, reporter: Reporter, used: &OnceCell<Store>) -> Result<Backup> {
+/// How far a backup has come, for whoever interrupts it.
+#[derive(Default)]
+struct Progress {
+    /// The store, as soon as anything may be written to it.
+    store: OnceCell<Store>,
+    /// Whether its record is being stored, and with it the backup comes into being.
+    is_recorded: AtomicBool,
+}
+
+fn recording_interrupted() -> Error {
+    Error::new(Kind::Unavailable, "interrupted while the record of the complete backup was being stored")
+        .hint("basebackup list shows whether it is there.")
+}
+
+/// Takes the backup.
+async fn run(args: &TakeArgs, config: &Config, reporter: Reporter, progress: &Progress) -> Result<Backup> {
     let parameters = ConnectionParameters::resolve(&args.connection, &Environment::of_process()?)?;
     let session = Session::connect(&parameters).await?;
     let server = session.server().await?;
@@ -95,7 +118,7 @@ async fn run(args: &TakeArgs, config: &Config, reporter: Reporter, used: &OnceCe
     session.lock_for_backup().await?;
 
     let archive = WalArchive::open(config, control.system_identifier, HostMemory::open(config), PATIENCE)?;
-    let _ = used.set(archive.store().clone());
+    let _ = progress.store.set(archive.store().clone());
     let soon = Patience::Until(Instant::now() + FIRST_PATIENCE);
     let (segment_size, major) = (server.settings.segment_size, server.version.major());
     archive.with_patience(soon).prepare_to_write(Some(segment_size), Some(major)).await?;
@@ -110,7 +133,7 @@ async fn run(args: &TakeArgs, config: &Config, reporter: Reporter, used: &OnceCe
         None,
     );
 
-    let job = Job { args, server: &server, control, data_directory, archive: &archive, id: &id, reporter };
+    let job = Job { args, server: &server, control, data_directory, archive: &archive, id: &id, reporter, progress };
     let jobs = args.jobs.filter(|&jobs| jobs > 0).unwrap_or_else(processors);
     let pipeline = Pipeline::new(archive.clone(), id.clone(), config.compression_level.level(), jobs);
     let (scan, mut packs) = tokio::select! {
@@ -154,6 +177,7 @@ struct Job<'j> {
     archive: &'j WalArchive,
     id: &'j BackupId,
     reporter: Reporter,
+    progress: &'j Progress,
 }
 
 impl Job<'_> {
@@ -235,6 +259,7 @@ impl Job<'_> {
         };
         let backup = self.record(facts, &needed, record::Objects { index, manifest, kept_wal })?;
         self.report_bad_pages(&backup)?;
+        self.progress.is_recorded.store(true, Ordering::Relaxed);
         finish::store_record(self.archive, &backup).await?;
         let summary = format!(
             "backup {} is complete: {} in {} files, {} stored, {} to {} on timeline {}",

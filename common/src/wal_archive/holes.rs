@@ -25,23 +25,34 @@ impl WalArchive {
     /// `NotFound`: certainly not in the archive. `Hole`: it must have existed. `Refused`: nothing shows that this is the
     /// cluster's archive. `Unavailable`. It never returns `Ok(())` unless the file appeared in the meantime.
     pub async fn explain_missing(&self, name: WalFileName) -> Result<()> {
-        let Some(mut evidence) = self.evidence_of_hole(name).await? else {
-            return Err(Error::new(Kind::NotFound, format!("\"{name}\" is not in the archive")));
+        let mut evidence = match self.evidence_of_hole(name).await {
+            Ok(Some(evidence)) => evidence,
+            Ok(None) => return Err(Error::new(Kind::NotFound, format!("\"{name}\" is not in the archive"))),
+            // Listed, and not there when it was read: most likely it was stored between the two.
+            Err(error) if error.kind() == Kind::Unavailable && self.is_there(name).await => return Ok(()),
+            Err(error) => return Err(error),
         };
         for _ in 0..2 {
             tokio::time::sleep(SECOND_LOOK / 2).await;
             if self.store.head(&self.layout.wal(name)).await?.is_some() {
                 return Ok(());
             }
-            match self.evidence_of_hole(name).await? {
-                Some(found) => evidence = found,
-                None => return Err(Error::new(Kind::NotFound, format!("\"{name}\" is not in the archive"))),
+            match self.evidence_of_hole(name).await {
+                Ok(Some(found)) => evidence = found,
+                Err(error) if error.kind() == Kind::Unavailable && self.is_there(name).await => return Ok(()),
+                Err(error) => return Err(error),
+                Ok(None) => return Err(Error::new(Kind::NotFound, format!("\"{name}\" is not in the archive"))),
             }
         }
         Err(Error::new(Kind::Hole, format!("\"{name}\" is missing in the archive although {}", evidence.0)).hint(
             "It may still be in pg_wal of the server that wrote it. To recover up to the hole: basebackup restore \
              --until-hole.",
         ))
+    }
+
+    /// Whether the object is there now, as far as can be told.
+    async fn is_there(&self, name: WalFileName) -> bool {
+        self.store.head(&self.layout.wal(name)).await.is_ok_and(|found| found.is_some())
     }
 
     async fn evidence_of_hole(&self, name: WalFileName) -> Result<Option<Evidence>> {
