@@ -61,17 +61,19 @@ const FIRST_PATIENCE: Duration = Duration::from_secs(30);
 /// `Unavailable` if the server or the repository fails for too long. Nothing that looks like a backup is left.
 pub async fn take(args: &TakeArgs, config: &Config, reporter: Reporter) -> Result<()> {
     let progress = Progress::default();
-    let mut running = std::pin::pin!(run(args, config, reporter, &progress));
+    let mut running = Box::pin(run(args, config, reporter, &progress));
     let taken = tokio::select! {
         taken = &mut running => taken,
         // What is complete but for its record is as good as taken.
         () = interrupted() => if progress.is_recorded.load(Ordering::Relaxed) {
-            tokio::time::timeout(LAST_PUT, running).await.unwrap_or_else(|_| Err(recording_interrupted()))
+            tokio::time::timeout(LAST_PUT, &mut running).await.unwrap_or_else(|_| Err(recording_interrupted()))
         } else {
             let message = "interrupted: there is no backup, and the server has left backup mode";
             Err(Error::new(Kind::Unavailable, message))
         },
     };
+    // Uploads that are dropped with it are given up.
+    drop(running);
     if let (Err(_), Some(store)) = (&taken, progress.store.get()) {
         store.remove_given_up().await;
     }
