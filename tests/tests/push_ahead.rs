@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use walkeep_tests::ceph;
 use walkeep_tests::cluster::{Cluster, StopMode, program};
 use walkeep_tests::daemon::{Daemon, Server};
-use walkeep_tests::proxy::{Fault, Rule};
+use walkeep_tests::proxy::{Fault, Proxy, Rule};
 use walkeep_tests::repository::Repository;
 use walkeep_tests::run::Run;
 use walkeep_tests::scratch::Scratch;
@@ -76,21 +76,27 @@ fn a_segment_costs_one_put_and_nothing_else_while_a_worker_answers() {
     server.expect_all_kept(&repository, &names);
 }
 
-#[test]
-fn a_worker_that_is_killed_costs_nothing_but_its_uploads() {
-    let (repository, proxy) = bucket_behind_proxy();
-    let server = Archiving::start(&repository);
+/// Sends the worker a signal while it uploads, and waits until everything is archived all the same.
+fn disturb_uploads(repository: &Repository, proxy: &Proxy, signal: Signal) -> (Archiving, Vec<String>, i32) {
+    let server = Archiving::start(repository);
     let names = server.fill(30);
     proxy.add(Rule::all(Fault::BytesPerSecond(500)).method("PUT").path(&names[0][..16]).after(1));
     server.open();
     let worker = server.wait_for_worker();
     until("uploads are under way", SOON, || (proxy.at_once() > 0).then_some(()));
-    send(worker, Signal::KILL);
-    let killed = Instant::now();
+    send(worker, signal);
+    let sent = Instant::now();
     proxy.clear();
     server.wait_until_archived(&names);
-    assert!(killed.elapsed() < Duration::from_secs(15), "{:?}", killed.elapsed());
+    assert!(sent.elapsed() < Duration::from_secs(15), "{:?}", sent.elapsed());
     assert_eq!(server.failures(), "0", "{}", server.cluster.log());
+    (server, names, worker)
+}
+
+#[test]
+fn a_worker_that_is_killed_costs_nothing_but_its_uploads() {
+    let (repository, proxy) = bucket_behind_proxy();
+    let (server, names, worker) = disturb_uploads(&repository, &proxy, Signal::KILL);
     assert_ne!(server.wait_for_worker(), worker);
     server.expect_all_kept(&repository, &names);
 }
@@ -98,18 +104,7 @@ fn a_worker_that_is_killed_costs_nothing_but_its_uploads() {
 #[test]
 fn a_worker_that_is_stopped_is_waited_for_once_and_replaced() {
     let (repository, proxy) = bucket_behind_proxy();
-    let server = Archiving::start(&repository);
-    let names = server.fill(30);
-    proxy.add(Rule::all(Fault::BytesPerSecond(500)).method("PUT").path(&names[0][..16]).after(1));
-    server.open();
-    let worker = server.wait_for_worker();
-    until("uploads are under way", SOON, || (proxy.at_once() > 0).then_some(()));
-    send(worker, Signal::STOP);
-    let stopped = Instant::now();
-    proxy.clear();
-    server.wait_until_archived(&names);
-    assert!(stopped.elapsed() < Duration::from_secs(15), "{:?}", stopped.elapsed());
-    assert_eq!(server.failures(), "0", "{}", server.cluster.log());
+    let (server, names, worker) = disturb_uploads(&repository, &proxy, Signal::STOP);
     assert!(server.workers().iter().any(|process| *process != worker), "another has taken its place");
     send(worker, Signal::CONT);
     until("the one that was stopped leaves", SOON, || is_gone(worker).then_some(()));

@@ -65,7 +65,7 @@ pub async fn take(args: &TakeArgs, config: &Config, reporter: Reporter) -> Resul
     let taken = tokio::select! {
         taken = &mut running => taken,
         // What is complete but for its record is as good as taken.
-        () = interrupted() => if progress.is_recorded.load(Ordering::Relaxed) {
+        () = interrupted() => if progress.is_being_recorded.load(Ordering::Relaxed) {
             tokio::time::timeout(LAST_PUT, &mut running).await.unwrap_or_else(|_| Err(recording_interrupted()))
         } else {
             let message = "interrupted: there is no backup, and the server has left backup mode";
@@ -102,7 +102,7 @@ struct Progress {
     /// The store, as soon as anything may be written to it.
     store: OnceCell<Store>,
     /// Whether its record is being stored, and with it the backup comes into being.
-    is_recorded: AtomicBool,
+    is_being_recorded: AtomicBool,
 }
 
 fn recording_interrupted() -> Error {
@@ -261,7 +261,7 @@ impl Job<'_> {
         };
         let backup = self.record(facts, &needed, record::Objects { index, manifest, kept_wal })?;
         self.report_bad_pages(&backup)?;
-        self.progress.is_recorded.store(true, Ordering::Relaxed);
+        self.progress.is_being_recorded.store(true, Ordering::Relaxed);
         finish::store_record(self.archive, &backup).await?;
         let summary = format!(
             "backup {} is complete: {} in {} files, {} stored, {} to {} on timeline {}",
