@@ -3,6 +3,7 @@
 //! Each command is a module of its own name; the rest is what they are made of:
 //!
 //! - [`session`]: the connection to the server and its backup mode.
+//! - [`configuration`]: the server's configuration where it lies outside the data directory.
 //! - [`files`]: the data directory: what belongs to a backup, pages and their checksums, PostgreSQL's manifest.
 //! - [`pack`]: the stored form: tar streams in seekable zstd, and the index of their members.
 //! - [`catalog`]: the backups in a repository.
@@ -10,6 +11,7 @@
 
 pub mod args;
 pub mod catalog;
+pub mod configuration;
 pub mod files;
 pub mod list;
 mod meter;

@@ -87,6 +87,9 @@ fn text(backup: &Backup) -> String {
             .iter()
             .map(|space| ("Tablespace", format!("{} ({}) in {}", space.name, space.oid, space.location))),
     );
+    lines.extend(
+        backup.configuration.iter().flat_map(|kept| &kept.files).map(|file| ("Config file", format!("{file} (kept)"))),
+    );
     lines.extend(backup.annotations.iter().map(|(key, value)| ("Note", format!("{key}={value}"))));
     lines.extend(backup.bad_pages.iter().map(|page| ("Bad page", format!("{} block {}", page.file, page.block))));
     lines.iter().fold(String::new(), |mut text, (name, value)| {

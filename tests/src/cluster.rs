@@ -114,6 +114,8 @@ pub enum StopMode {
 pub struct Cluster {
     server: Option<Daemon>,
     data: PathBuf,
+    /// The directory of `postgresql.conf`.
+    configuration: PathBuf,
     options: Options,
     scratch: Scratch,
 }
@@ -167,8 +169,14 @@ impl Cluster {
 
     /// Takes over a data directory that something else made, a restore for one. The directory stays where it is.
     pub fn adopt(data: &Path, options: Options) -> Self {
+        Self::adopt_configured(data, data, options)
+    }
+
+    /// As [`Self::adopt`], with `postgresql.conf` in a directory of its own.
+    pub fn adopt_configured(data: &Path, configuration: &Path, options: Options) -> Self {
         let mut cluster = Self::in_new_directory(options);
         data.clone_into(&mut cluster.data);
+        configuration.clone_into(&mut cluster.configuration);
         cluster.configure(&["fsync = off", "listen_addresses = ''"]);
         cluster.configure(&cluster.options.configuration);
         cluster
@@ -177,7 +185,7 @@ impl Cluster {
     fn in_new_directory(options: Options) -> Self {
         let scratch = Scratch::new("pg");
         let data = scratch.path().join(&options.data_name);
-        Self { server: None, data, options, scratch }
+        Self { server: None, configuration: data.clone(), data, options, scratch }
     }
 
     /// Makes a standby of this server with `pg_basebackup -R`, not started yet.
@@ -208,11 +216,23 @@ impl Cluster {
     /// Appends lines to `postgresql.conf`.
     pub fn configure<L: AsRef<str>>(&self, lines: &[L]) {
         use std::io::Write as _;
-        let path = self.data.join("postgresql.conf");
+        let path = self.configuration.join("postgresql.conf");
         let mut file = std::fs::File::options().append(true).open(path).expect("postgresql.conf");
         for line in lines {
             writeln!(file, "{}", line.as_ref()).expect("write postgresql.conf");
         }
+    }
+
+    /// Moves the configuration out of the data directory, as Debian has it.
+    pub fn move_configuration(&mut self, directory: &Path) {
+        for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
+            std::fs::rename(self.data.join(name), directory.join(name)).expect("move the configuration");
+        }
+        directory.clone_into(&mut self.configuration);
+        let place = |name: &str| directory.join(name).to_str().expect("UTF-8").to_owned();
+        let (hba, ident) = (place("pg_hba.conf"), place("pg_ident.conf"));
+        let data = self.data.to_str().expect("UTF-8");
+        self.configure(&[setting("data_directory", data), setting("hba_file", &hba), setting("ident_file", &ident)]);
     }
 
     /// Adds variables to the environment of the next server.
@@ -237,7 +257,10 @@ impl Cluster {
     /// Starts the server without waiting for anything.
     pub fn launch(&mut self) {
         assert!(self.server.is_none(), "the server runs already");
-        let arguments = ["-D", self.data.to_str().expect("UTF-8"), "-k", self.scratch.path().to_str().expect("UTF-8")];
+        let configuration = format!("config_file={}", self.configuration.join("postgresql.conf").display());
+        let (data, socket) = (self.data.to_str().expect("UTF-8"), self.scratch.path().to_str().expect("UTF-8"));
+        // Clients look for that port, whatever a restored configuration says; nobody listens on it but on the socket.
+        let arguments = ["-D", data, "-k", socket, "-p", "5432", "-c", &configuration];
         self.server = Some(Daemon::start(&Server {
             program: &program("postgres"),
             arguments: arguments.map(str::to_owned).to_vec(),

@@ -258,6 +258,7 @@ fn backup(packs: &[Vec<u8>], index: &[u8], manifest: &[u8]) -> Backup {
         packs,
         index: stored(index),
         manifest: stored(manifest),
+        configuration: None,
         kept_wal: Vec::new(),
         version: "0.1.0".to_owned(),
         annotations: BTreeMap::from([("ticket".to_owned(), "OPS-7".to_owned())]),

@@ -21,6 +21,7 @@ mod recovery;
 mod restore;
 mod restore_edges;
 mod samples;
+mod server_configuration;
 mod site;
 mod soak;
 mod store_contract;

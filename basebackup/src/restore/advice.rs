@@ -19,10 +19,16 @@ pub(super) fn warn(plan: &Plan, done: &Done, directories: &Directories, reporter
     match &done.configuration {
         Configuration::Elsewhere => warn(
             &format!("there is no postgresql.conf in \"{}\": the server had it elsewhere", directories.data.display()),
-            "Start the server with its old configuration (pg_ctl -o '-c config_file=… -c data_directory=…'), or put \
-             postgresql.conf and pg_hba.conf into the data directory. max_connections and its like must not be lower \
-             than they were, and no recovery target must be set there.",
+            if plan.backup.configuration.is_some() {
+                "The backup has it: restore once more with --config-dir or --to-cluster, or start the server with its \
+                 old configuration: pg_ctl -o '-c config_file=… -c data_directory=…'."
+            } else {
+                "Start the server with its old configuration (pg_ctl -o '-c config_file=… -c data_directory=…'), or put \
+                 postgresql.conf and pg_hba.conf into the data directory. max_connections and its like must not be lower \
+                 than they were, and no recovery target must be set there."
+            },
         ),
+        Configuration::Placed => {}
         Configuration::Here { targets, includes } => {
             if !targets.is_empty() {
                 let consequence = if plan.request.target == Target::End {
@@ -46,19 +52,13 @@ pub(super) fn warn(plan: &Plan, done: &Done, directories: &Directories, reporter
 }
 
 /// A few lines about what comes next.
-pub(super) fn next_steps(
-    plan: &Plan,
-    directories: &Directories,
-    done: &Done,
-    archiving: Archiving,
-    took: Duration,
-) -> String {
+pub(super) fn next_steps(plan: &Plan, done: &Done, archiving: Archiving, took: Duration) -> String {
     let backup = &plan.backup;
     let mut text = format!("\nRestored {} in {} s", bytes(backup.plain_size), took.as_secs().max(1));
     if done.kept > 0 {
         let _ = write!(text, "; {} of {} files were the same and stayed", done.kept, backup.files);
     }
-    let _ = writeln!(text, ".\nStart the server: pg_ctl -D \"{}\" start", directories.data.display());
+    let _ = writeln!(text, ".\nStart the server: {}", done.start_command);
     let _ = writeln!(text, "It replays WAL from {} on; {}.", plan.wal.first, plan.end_text());
     let has_target = plan.request.target != Target::End;
     let then = match (&plan.request.role, plan.request.action.unwrap_or_default()) {

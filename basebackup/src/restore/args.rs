@@ -7,6 +7,7 @@ use walkeep_common::lsn::Lsn;
 use walkeep_common::repository::layout::BackupId;
 use walkeep_common::wal::segment::Timeline;
 
+use super::debian::DebianCluster;
 use super::tablespaces::Mapping;
 use super::target::{TargetAction, TimelineChoice};
 use crate::output::Format;
@@ -18,8 +19,8 @@ pub struct RestoreArgs {
     #[arg(value_name = "ID", default_value = "latest", value_parser = parse_backup)]
     pub backup: BackupChoice,
     /// Where to restore to: an empty directory, or one that does not exist yet
-    #[arg(short = 'D', long, value_name = "DIRECTORY")]
-    pub pgdata: PathBuf,
+    #[arg(short = 'D', long, value_name = "DIRECTORY", required_unless_present = "to_cluster")]
+    pub pgdata: Option<PathBuf>,
     /// Only print what would be done, and why
     #[arg(long)]
     pub dry_run: bool,
@@ -35,6 +36,12 @@ pub struct RestoreArgs {
     /// Directory for WAL; pg_wal becomes a link to it
     #[arg(long, value_name = "DIRECTORY")]
     pub waldir: Option<PathBuf>,
+    /// Directory for the server's configuration files, where they were outside the data directory
+    #[arg(long, value_name = "DIRECTORY", conflicts_with = "to_cluster")]
+    pub config_dir: Option<PathBuf>,
+    /// Make it a cluster of Debian's postgresql-common, such as 15/restored [with -D left out: its usual directory]
+    #[arg(long, value_name = "VERSION/NAME")]
+    pub to_cluster: Option<DebianCluster>,
     /// How many parts of the backup are fetched and written at the same time [default: one per processor, 8 at most]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub jobs: Option<u16>,
@@ -98,6 +105,14 @@ pub enum BackupChoice {
     Newest,
     /// This one.
     Id(BackupId),
+}
+
+impl RestoreArgs {
+    /// The data directory that is meant.
+    pub fn data_directory(&self) -> PathBuf {
+        let of_cluster = || self.to_cluster.as_ref().map(DebianCluster::data_directory);
+        self.pgdata.clone().or_else(of_cluster).unwrap_or_default()
+    }
 }
 
 fn parse_backup(text: &str) -> Result<BackupChoice, String> {

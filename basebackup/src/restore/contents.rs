@@ -56,7 +56,11 @@ pub async fn manifest(archive: &WalArchive, backup: &Backup) -> Result<Vec<u8>> 
     Ok(manifest)
 }
 
-async fn object(archive: &WalArchive, backup: &Backup, name: &str, expected: &StoredObject) -> Result<Bytes> {
+/// Reads an object that `backup.json` describes.
+///
+/// # Errors
+/// `Damaged` if it is not what was stored; `Refused`; `Unavailable`.
+pub async fn object(archive: &WalArchive, backup: &Backup, name: &str, expected: &StoredObject) -> Result<Bytes> {
     let key = archive.layout().backup_object(&backup.id, name);
     let stored = archive.store().read(&key, expected.size).await?;
     let stored = stored.ok_or_else(|| damaged(archive, backup, name, "it is missing"))?;

@@ -30,7 +30,7 @@ impl Destination {
     pub fn open(directories: Directories, mode: u32, owner: Option<FileOwner>) -> Result<Self> {
         let mut roots = BTreeMap::new();
         for (place, path) in directories.all() {
-            make_with_parents(path, owner)?;
+            make_with_parents(path, 0o700, owner)?;
             let root = Root::open(path)?;
             for other in roots.values() {
                 refuse_same(&root, other)?;
@@ -153,15 +153,18 @@ pub fn empty(root: &Root, path: &Path) -> Result<()> {
 
 /// Makes a directory and those above it that do not exist, all of them the owner's: in one of root's own the server
 /// would find nothing.
-fn make_with_parents(path: &Path, owner: Option<FileOwner>) -> Result<()> {
+///
+/// # Errors
+/// From the operating system.
+pub fn make_with_parents(path: &Path, mode: u32, owner: Option<FileOwner>) -> Result<()> {
     if path.is_dir() {
         return Ok(());
     }
     if let Some(parent) = path.parent() {
-        make_with_parents(parent, owner)?;
+        make_with_parents(parent, mode, owner)?;
     }
     fs::DirBuilder::new().mode(0o700).create(path).context("create directory", path)?;
-    Root::open(path)?.set_own_attributes(0o700, owner)?;
+    Root::open(path)?.set_own_attributes(mode, owner)?;
     if let Some(parent) = path.parent() {
         Root::open(parent)?.synchronize(Path::new(""))?;
     }

@@ -206,7 +206,10 @@ fn not_empty(place: Place, path: &Path, first: &Path) -> Error {
 }
 
 /// The first thing in a directory; nothing if it is empty or does not exist.
-fn first_entry(path: &Path) -> Result<Option<PathBuf>> {
+///
+/// # Errors
+/// From the operating system.
+pub fn first_entry(path: &Path) -> Result<Option<PathBuf>> {
     let Some(root) = existing(path)? else { return Ok(None) };
     let mut names = root.entries(Path::new(""))?.into_iter().map(|entry| entry.name);
     Ok(names.find(|name| name != Path::new(LOST_AND_FOUND)))

@@ -11,6 +11,7 @@ use walkeep_common::repository::backup::Backup;
 use walkeep_common::retry::Patience;
 use walkeep_common::wal_archive::WalArchive;
 
+use super::configuration::ServerConfiguration;
 use super::contents::damaged;
 use super::delta;
 use super::destination::Destination;
@@ -45,6 +46,8 @@ pub struct Work {
     pub settings: Vec<(String, String)>,
     /// The file that makes the server recover.
     pub signal_file: &'static str,
+    /// The server's configuration files outside the data directory.
+    pub configuration: Option<ServerConfiguration>,
     /// What to do with what is there.
     pub existing: Existing,
 }
@@ -65,6 +68,8 @@ pub struct Done {
     pub kept: usize,
     /// What the configuration in the data directory has to say.
     pub configuration: Configuration,
+    /// The command that starts the server.
+    pub start_command: String,
 }
 
 /// Restores.
@@ -106,7 +111,16 @@ pub async fn execute(work: Work, reporter: Reporter) -> Result<Done> {
     let configuration = write_settings(&destination, &work.settings, work.signal_file)?;
     settle(&destination, &Arc::new(entries), work.jobs).await?;
     publish_control(&destination)?;
-    Ok(Done { kept, configuration })
+    // Last: with it a cluster of Debian's is known to others.
+    let (configuration, start_command) = match &work.configuration {
+        Some(elsewhere) => {
+            elsewhere.write(destination.owner)?;
+            let is_placed = configuration == Configuration::Elsewhere;
+            (if is_placed { Configuration::Placed } else { configuration }, elsewhere.start_command())
+        }
+        None => (configuration, format!("pg_ctl -D \"{}\" start", destination.directories().data.display())),
+    };
+    Ok(Done { kept, configuration, start_command })
 }
 
 /// A member that is written before all others.

@@ -138,6 +138,8 @@ pub(super) fn write_settings(
 pub enum Configuration {
     /// There is no such file: as in Debian, it was elsewhere.
     Elsewhere,
+    /// It was elsewhere, and was restored as well.
+    Placed,
     /// It is in the data directory.
     Here {
         /// Targets it sets that are not replaced.

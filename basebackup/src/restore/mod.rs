@@ -6,7 +6,9 @@
 
 mod advice;
 pub mod args;
+pub mod configuration;
 pub mod contents;
+pub mod debian;
 mod delta;
 pub mod destination;
 pub mod directories;
@@ -37,6 +39,7 @@ use walkeep_common::wal_archive::WalArchive;
 
 use self::args::BackupChoice;
 pub use self::args::RestoreArgs;
+use self::configuration::ServerConfiguration;
 use self::destination::Destination;
 use self::directories::{Directories, Space, refuse_too_little};
 use self::execute::{Existing, Work, execute, replaced};
@@ -64,6 +67,7 @@ struct Preparation {
     ownership: Ownership,
     archiving: Archiving,
     settings: Vec<(String, String)>,
+    configuration: Option<ServerConfiguration>,
 }
 
 /// Restores a backup, or says what a restore would do.
@@ -87,7 +91,8 @@ pub async fn restore(args: &RestoreArgs, config: &Config, reporter: Reporter) ->
     if args.dry_run {
         return Ok(());
     }
-    let Preparation { archive, plan, directories, entries, ownership, archiving, settings, .. } = prepared;
+    let Preparation { archive, plan, directories, entries, ownership, archiving, settings, configuration, .. } =
+        prepared;
     let backup = plan.backup.clone();
     let mode = data_directory_mode(&backup);
     let work = Work {
@@ -98,19 +103,20 @@ pub async fn restore(args: &RestoreArgs, config: &Config, reporter: Reporter) ->
         jobs: args.jobs.map_or_else(processors, usize::from),
         settings,
         signal_file: signal_file(&plan.request.role),
+        configuration,
         existing: if args.delta { Existing::Delta } else { Existing::Nothing },
     };
     let done = execute(work, reporter).await?;
     advice::warn(&plan, &done, &directories, reporter);
     match args.format {
-        Format::Text => print(&advice::next_steps(&plan, &directories, &done, archiving, begun.elapsed())),
+        Format::Text => print(&advice::next_steps(&plan, &done, archiving, begun.elapsed())),
         Format::Json => Ok(()),
     }
 }
 
 async fn prepare(args: &RestoreArgs, config: &Config) -> Result<Preparation> {
     let request = Request::new(&args.target, &TimeZone::system())?;
-    let data = real_path(&args.pgdata)?;
+    let data = real_path(&args.data_directory())?;
     let wal = args.waldir.as_deref().map(real_path).transpose()?;
     let (archive, catalog) = find_cluster(args, config).await?;
     let plan = plan(&archive, &catalog, &args.backup, request).await?;
@@ -132,12 +138,14 @@ async fn prepare(args: &RestoreArgs, config: &Config) -> Result<Preparation> {
     let entries = contents::index(&archive, backup).await?;
     let kept_wal = backup.segment_size.bytes() * backup.kept_wal.len() as u64;
     let spaces = directories.space(&entries, kept_wal, &replaced)?;
+    let has_own = entries.iter().any(|entry| entry.path.as_bytes() == b"postgresql.conf");
+    let configuration = configuration::prepare(args, &archive, backup, &directories, has_own).await?;
     let ownership = if rustix::process::geteuid().is_root() {
         owner::decide(&backup.owner, &Accounts::read(), owner::surroundings(&directories.data))
     } else {
         Ownership { owner: None, warning: None }
     };
-    Ok(Preparation { archive, plan, directories, entries, spaces, ownership, archiving, settings })
+    Ok(Preparation { archive, plan, directories, entries, spaces, ownership, archiving, settings, configuration })
 }
 
 /// The archive of the cluster that is meant, and its backups.
@@ -162,7 +170,7 @@ async fn find_cluster(args: &RestoreArgs, config: &Config) -> Result<(WalArchive
 }
 
 fn print_plan(prepared: &Preparation, format: Format) -> Result<()> {
-    let Preparation { plan, directories, spaces, archiving, settings, .. } = prepared;
+    let Preparation { plan, directories, spaces, archiving, settings, configuration, .. } = prepared;
     if format == Format::Json {
         let mut json = plan.to_json();
         if let Some(fields) = json.as_object_mut() {
@@ -176,6 +184,10 @@ fn print_plan(prepared: &Preparation, format: Format) -> Result<()> {
                 ("space".to_owned(), serde_json::json!(spaces)),
                 ("archiving".to_owned(), serde_json::json!(*archiving != Archiving::Off)),
                 ("settings".to_owned(), serde_json::json!(settings)),
+                (
+                    "configuration_directory".to_owned(),
+                    serde_json::json!(configuration.as_ref().map(|configuration| &configuration.directory)),
+                ),
             ]);
         }
         return print_json(&json);
@@ -188,6 +200,9 @@ fn print_plan(prepared: &Preparation, format: Format) -> Result<()> {
     for tablespace in &plan.backup.tablespaces {
         let Some(path) = directories.tablespaces.get(&tablespace.oid) else { continue };
         let _ = writeln!(text, "{:<12}tablespace \"{}\" in \"{}\"", "", tablespace.name, path.display());
+    }
+    if let Some(configuration) = configuration {
+        let _ = writeln!(text, "{:<12}configuration in {}", "", configuration.to_text());
     }
     for space in spaces {
         let (needed, free) = (bytes(space.needed), bytes(space.free));

@@ -4,6 +4,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::configuration::syntax::setting_name;
+
 /// What recovery and archiving of the restored server depend on: whatever the backup says of it is of another time.
 const OF_RECOVERY: [&str; 10] = [
     "archive_cleanup_command",
@@ -21,39 +23,40 @@ const OF_RECOVERY: [&str; 10] = [
 /// Begins the lines that were added, and in a later restore those to take out.
 const COMMENT: &str = "# Added by basebackup restore";
 
-/// The name of the setting in a line, in lower case; nothing if the line is blank, a comment or no setting.
-fn setting_name(line: &[u8]) -> Option<String> {
-    let line = line.trim_ascii_start();
-    let end = line.iter().position(|b| !(b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'$')));
-    let name = line.get(..end.unwrap_or(line.len())).filter(|name| !name.is_empty())?;
-    let name = str::from_utf8(name).ok()?.to_ascii_lowercase();
-    (name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')).then_some(name)
-}
-
 fn is_of_recovery(name: &str) -> bool {
     name.starts_with("recovery_target") || OF_RECOVERY.contains(&name)
 }
 
-/// The contents of `postgresql.auto.conf` with all settings of recovery taken out, those in `added` replaced, and
+/// The contents without the settings of recovery.
+pub fn without_recovery(contents: &[u8]) -> Vec<u8> {
+    without(contents, is_of_recovery)
+}
+
+fn without(contents: &[u8], is_unwanted: impl Fn(&str) -> bool) -> Vec<u8> {
+    let lines = contents.split_inclusive(|&b| b == b'\n').filter(|line| {
+        !line.starts_with(COMMENT.as_bytes()) && !setting_name(line).is_some_and(|name| is_unwanted(&name))
+    });
+    lines.flatten().copied().collect()
+}
+
+/// The contents of a configuration file with all settings of recovery taken out, those in `added` replaced, and
 /// `added` put at the end.
 pub fn rewrite(contents: &[u8], added: &[(String, String)]) -> Vec<u8> {
-    let replaced = |name: &str| is_of_recovery(name) || added.iter().any(|(added, _)| added == name);
-    let mut rewritten: Vec<u8> = Vec::with_capacity(contents.len());
-    for line in contents.split_inclusive(|&b| b == b'\n') {
-        let ours = line.starts_with(COMMENT.as_bytes());
-        if !ours && !setting_name(line).is_some_and(|name| replaced(&name)) {
-            rewritten.extend_from_slice(line);
-        }
-    }
+    let mut rewritten = without(contents, |name| is_of_recovery(name) || added.iter().any(|(added, _)| added == name));
     if !rewritten.is_empty() && !rewritten.ends_with(b"\n") {
         rewritten.push(b'\n');
     }
     rewritten.extend_from_slice(COMMENT.as_bytes());
     rewritten.push(b'\n');
     for (name, value) in added {
-        rewritten.extend_from_slice(format!("{name} = '{}'\n", quoted(value)).as_bytes());
+        rewritten.extend_from_slice(setting(name, value).as_bytes());
     }
     rewritten
+}
+
+/// A line that sets something.
+pub fn setting(name: &str, value: &str) -> String {
+    format!("{name} = '{}'\n", quoted(value))
 }
 
 /// Within single quotes, as `ALTER SYSTEM` writes it (`escape_single_quotes_ascii`, src/port/quotes.c).

@@ -5,6 +5,7 @@
 
 mod args;
 mod begin;
+mod configuration;
 mod copy;
 mod finish;
 mod histories;
@@ -252,6 +253,7 @@ impl Job<'_> {
         let index = finish::store_index(self.archive, self.id, &facts.packs).await?;
         let pg_major = self.server.version.major();
         let manifest = finish::store_manifest(self.archive, self.id, pg_major, &facts.packs, &ranges).await?;
+        let configuration = self.store_configuration().await?;
         let (limit, reporter) = (self.args.wal_timeout, self.reporter);
         let kept_wal = if facts.started.from_standby {
             needed.wait_or_keep_last(self.archive, self.id, self.data_directory, limit, reporter).await?
@@ -259,7 +261,7 @@ impl Job<'_> {
             needed.wait_until_archived(self.archive, limit, reporter).await?;
             Vec::new()
         };
-        let backup = self.record(facts, &needed, record::Objects { index, manifest, kept_wal })?;
+        let backup = self.record(facts, &needed, record::Objects { index, manifest, configuration, kept_wal })?;
         self.report_bad_pages(&backup)?;
         self.progress.is_being_recorded.store(true, Ordering::Relaxed);
         finish::store_record(self.archive, &backup).await?;

@@ -2,7 +2,7 @@
 
 use walkeep_common::cli::{Severity, host_name};
 use walkeep_common::error::{Error, Kind, Result};
-use walkeep_common::repository::backup::{Backup, BadPage, Owner, StoredObject, Tablespace};
+use walkeep_common::repository::backup::{Backup, BadPage, Configuration, Owner, StoredObject, Tablespace};
 use walkeep_common::wal::history::TimelineHistory;
 use walkeep_common::wal_object::header::FORMAT_VERSION;
 
@@ -29,6 +29,7 @@ pub(super) struct Facts<'f> {
 pub(super) struct Objects {
     pub(super) index: StoredObject,
     pub(super) manifest: StoredObject,
+    pub(super) configuration: Option<Configuration>,
     pub(super) kept_wal: Vec<String>,
 }
 
@@ -89,6 +90,7 @@ impl Job<'_> {
             packs: packs.into_iter().map(|pack| pack.pack).collect(),
             index: objects.index,
             manifest: objects.manifest,
+            configuration: objects.configuration,
             kept_wal: objects.kept_wal,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             annotations: self.args.notes.iter().cloned().collect(),

@@ -104,6 +104,9 @@ pub struct Backup {
     pub index: StoredObject,
     /// PostgreSQL's manifest: `backup_manifest.zst`.
     pub manifest: StoredObject,
+    /// The server's configuration files outside the data directory; none if there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configuration: Option<Configuration>,
     /// Segments kept with the backup because no archive will have them in time.
     #[serde(default)]
     pub kept_wal: Vec<String>,
@@ -165,6 +168,22 @@ pub struct StoredObject {
     pub size: u64,
     /// SHA-256 of the stored bytes.
     pub sha256: String,
+}
+
+/// The server's configuration files outside the data directory: `configuration.tar.zst`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Configuration {
+    /// The object.
+    #[serde(flatten)]
+    pub object: StoredObject,
+    /// The server's `config_file`.
+    pub config_file: String,
+    /// The server's `hba_file`.
+    pub hba_file: String,
+    /// The server's `ident_file`.
+    pub ident_file: String,
+    /// The paths of the files.
+    pub files: Vec<String>,
 }
 
 /// What a `backup.json` holds.
@@ -254,6 +273,7 @@ impl Backup {
             return Err("the sizes of its packs do not add up".to_owned());
         }
         let digests = self.packs.iter().map(|pack| &pack.sha256).chain([&self.index.sha256, &self.manifest.sha256]);
+        let digests = digests.chain(self.configuration.iter().map(|kept| &kept.object.sha256));
         if digests.into_iter().any(|digest| digest.len() != 64) {
             return Err("a SHA-256 in it does not have 64 digits".to_owned());
         }

@@ -62,6 +62,7 @@ fn backup(timeline: u32, number: u8) -> Backup {
         packs: vec![Pack { name: pack_name(1), size: 1, sha256: "a".repeat(64) }],
         index: object("a"),
         manifest: object("b"),
+        configuration: None,
         kept_wal: Vec::new(),
         version: String::new(),
         annotations: BTreeMap::new(),
