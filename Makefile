@@ -29,7 +29,8 @@ test-all-versions:
 
 # Ten minutes of load with everything failing at random; WALKEEP_SOAK sets the seconds.
 soak: setup
-	WALKEEP_SOAK=$${WALKEEP_SOAK:-600} $(CARGO) test --package walkeep-tests --test main --locked -- --nocapture soak::
+	WALKEEP_SOAK=$${WALKEEP_SOAK:-600} WALKEEP_BACKUPS=$${WALKEEP_BACKUPS:-50} \
+		$(CARGO) test --package walkeep-tests --test main --locked -- --nocapture soak:: judges::
 
 # How fast the programs are, beside the alternatives: a table, kept in bench/results. Some ten minutes after the build.
 bench: setup build

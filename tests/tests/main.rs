@@ -10,6 +10,7 @@ mod faults;
 mod format_recipe;
 mod golden;
 mod harness;
+mod judges;
 mod kills;
 mod layers;
 mod patience;

@@ -15,16 +15,16 @@ use walkeep_tests::user;
 const ROWS: &str = "select coalesce(string_agg(i::text, ',' order by i), '') from t";
 
 /// Options of a server that archives into this repository.
-pub(crate) fn archiving(repository: &Repository) -> Options {
+fn archiving(repository: &Repository) -> Options {
     let archive = format!("{} %p", binaries::archive_push().display());
     Cluster::options().segment_size(1).environment(repository.environment()).archive_command(&archive)
 }
 
-pub(crate) fn basebackup(repository: &Repository, command: &str) -> Run {
+fn basebackup(repository: &Repository, command: &str) -> Run {
     Run::new(binaries::basebackup()).envs(repository.environment()).arg(command)
 }
 
-pub(crate) fn take(repository: &Repository, cluster: &Cluster) -> String {
+fn take(repository: &Repository, cluster: &Cluster) -> String {
     let run = basebackup(repository, "take").args(cluster.connection()).finish();
     run.expect_code(0).stdout.trim().to_owned()
 }

@@ -10,7 +10,7 @@ use walkeep_tests::run::{Finished, Run};
 use walkeep_tests::scratch::Scratch;
 use walkeep_tests::user;
 
-use crate::restore_edges::{archiving, basebackup, take};
+use crate::site::{archiving, basebackup, take};
 
 /// A server whose configuration lies as in Debian, partly shared with others; its backup.
 struct Site {
@@ -45,7 +45,7 @@ impl Site {
     }
 
     fn restore(&self, data: &Path, words: &[&str]) -> Run {
-        basebackup(&self.repository, "restore").arg("-D").arg(data).args(words)
+        basebackup(&self.repository, &["restore"]).arg("-D").arg(data).args(words)
     }
 }
 
@@ -56,7 +56,7 @@ fn etc_text(etc: &Path) -> String {
 #[test]
 fn configuration_outside_the_data_directory_is_kept_and_restored() {
     let site = Site::make();
-    let show = basebackup(&site.repository, "show").args([&site.id, "--format", "json"]).finish();
+    let show = basebackup(&site.repository, &["show", &site.id, "--format", "json"]).finish();
     let show: Value = serde_json::from_str(&show.expect_code(0).stdout).unwrap();
     let files: Vec<&str> =
         show["configuration"]["files"].as_array().unwrap().iter().map(|file| file.as_str().unwrap()).collect();
@@ -159,7 +159,7 @@ fn configuration_in_the_data_directory_becomes_a_cluster_of_debians_too() {
     let root = target.create_private("etc");
     let data = target.path().join("data");
     let name = format!("{}/inside", major());
-    let restore = |words: &[&str]| basebackup(&repository, "restore").arg("-D").arg(&data).args(words);
+    let restore = |words: &[&str]| basebackup(&repository, &["restore"]).arg("-D").arg(&data).args(words);
     let none = restore(&["--config-dir", target.path().join("x").to_str().unwrap()]).finish();
     none.expect_code(2).expect_stderr(&["keeps no configuration"]);
     restore(&["--to-cluster", &name]).env("PG_CLUSTER_CONF_ROOT", root.display().to_string()).finish().expect_code(0);

@@ -136,7 +136,8 @@ impl Load {
         Self::run(server, &[])
     }
 
-    fn fill(server: &Cluster) {
+    /// Fills the tables.
+    pub(crate) fn fill(server: &Cluster) {
         let fill = Run::new(program("pgbench")).args(["-i", "-q"]).args(server.connection()).arg("postgres");
         fill.finish().expect_code(0);
     }
