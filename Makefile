@@ -27,7 +27,8 @@ test-all-versions:
 	packaging/setup.sh versions
 	packaging/test-all-versions.sh
 
-# Ten minutes of load with everything failing at random; WALKEEP_SOAK sets the seconds.
+# Ten minutes of load with everything failing at random, then 50 backups of a changing server; WALKEEP_SOAK sets the
+# seconds, WALKEEP_BACKUPS the backups.
 soak: setup
 	WALKEEP_SOAK=$${WALKEEP_SOAK:-600} WALKEEP_BACKUPS=$${WALKEEP_BACKUPS:-50} \
 		$(CARGO) test --package walkeep-tests --test main --locked -- --nocapture soak:: judges::

@@ -107,11 +107,10 @@ fn settings_left_from_an_earlier_recovery_do_not_change_this_one() {
     let cluster = options.configure("recovery_min_apply_delay = '1h'").start();
     cluster.sql("create table t (i int)");
     let first = take(&repository, &cluster);
-    let xid = cluster.sql("begin; insert into t values (1); select txid_current(); commit");
+    let xid = cluster.sql("insert into t values (1) returning txid_current()");
     archived_row(&cluster, 2);
 
     let target = Scratch::new("to");
-    let xid = xid.lines().last().unwrap().to_owned();
     let promoted = restore(&repository, &target, &["--target-xid", &xid, "--target-action=promote"]).finish();
     assert!(!promoted.expect_code(0).stderr.contains("recovery target"), "{promoted}");
     let restored = start(&repository, &target);

@@ -132,7 +132,7 @@ fn a_backup_becomes_a_cluster_of_debians() {
     let listed = debian.run("pg_lsclusters", &["--no-header"]);
     let columns: Vec<&str> = listed.expect_code(0).stdout.split_whitespace().collect();
     assert_eq!(columns[..2], [&major().to_string(), "restored"], "{listed}");
-    assert_eq!((columns[3], Path::new(columns[5])), ("down,recovery", &*data), "{listed}");
+    assert!(columns[3].starts_with("down,recovery") && Path::new(columns[5]) == data, "{listed}");
     let directory = debian.root.join(&name);
     assert_eq!(fs::read_to_string(directory.join("start.conf")).unwrap(), "manual\n");
 

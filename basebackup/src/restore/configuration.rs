@@ -23,6 +23,8 @@ use crate::files::attributes::Attributes;
 
 const MAIN: &str = "postgresql.conf";
 const START: &str = "start.conf";
+/// The first major without `stats_temp_directory`.
+const STATISTICS_IN_MEMORY: u32 = 15;
 const DEFAULT_PORT: u16 = 5432;
 
 /// The files as they will be, and where.
@@ -212,11 +214,16 @@ impl Site<'_> {
             new.display().to_string()
         };
         let recorded = self.recorded();
-        vec![
+        let mut places = vec![
             ("data_directory".to_owned(), self.data.display().to_string()),
             ("hba_file".to_owned(), place(recorded.map(|recorded| recorded.hba_file.as_str()), "pg_hba.conf")),
             ("ident_file".to_owned(), place(recorded.map(|recorded| recorded.ident_file.as_str()), "pg_ident.conf")),
-        ]
+        ];
+        if self.backup.pg_major() < STATISTICS_IN_MEMORY {
+            // Debian's is another cluster's, below /run, and a server does not start without it.
+            places.push(("stats_temp_directory".to_owned(), "pg_stat_tmp".to_owned()));
+        }
+        places
     }
 }
 

@@ -60,15 +60,12 @@ impl DebianCluster {
     /// The settings that postgresql-common gives a cluster of its own, besides where its files are.
     pub fn settings(&self, port: u16) -> Vec<(String, String)> {
         let Self { major, name } = self;
-        let mut settings = vec![
+        let settings = [
             ("external_pid_file", format!("/var/run/postgresql/{major}-{name}.pid")),
             ("port", port.to_string()),
             ("cluster_name", self.to_string()),
         ];
-        if *major < 15 {
-            settings.push(("stats_temp_directory", format!("/var/run/postgresql/{major}-{name}.pg_stat_tmp")));
-        }
-        settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+        settings.map(|(name, value)| (name.to_owned(), value)).into()
     }
 }
 
