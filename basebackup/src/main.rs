@@ -40,6 +40,9 @@ fn main() -> ExitCode {
 fn run(cli: &Cli, reporter: Reporter) -> Result<()> {
     if let Command::Take(args) = &cli.command {
         cli::refuse_root(args.allow_root)?;
+        if args.low_priority {
+            take::priority::lower(reporter);
+        }
     }
     let config = cli.common.resolve()?;
     let runtime = tokio::runtime::Runtime::new()

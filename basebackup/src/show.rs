@@ -91,7 +91,10 @@ fn text(backup: &Backup) -> String {
         backup.configuration.iter().flat_map(|kept| &kept.files).map(|file| ("Config file", format!("{file} (kept)"))),
     );
     lines.extend(backup.annotations.iter().map(|(key, value)| ("Note", format!("{key}={value}"))));
-    lines.extend(backup.bad_pages.iter().map(|page| ("Bad page", format!("{} block {}", page.file, page.block))));
+    lines.extend(backup.bad_pages.iter().map(|page| {
+        let relation = page.relation.as_ref().map_or(String::new(), |name| format!(" ({name})"));
+        ("Bad page", format!("{} block {}{relation}", page.file, page.block))
+    }));
     lines.iter().fold(String::new(), |mut text, (name, value)| {
         let _ = writeln!(text, "{name:<11} {value}");
         text

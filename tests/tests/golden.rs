@@ -251,7 +251,7 @@ fn backup(packs: &[Vec<u8>], index: &[u8], manifest: &[u8]) -> Backup {
         tablespaces: vec![Tablespace { oid: 16384, name: "space".to_owned(), location: "/srv/space".to_owned() }],
         owner: BackupOwner { uid: 26, gid: 27, user: Some("postgres".to_owned()), group: None },
         data_checksums: true,
-        bad_pages: vec![BadPage { file: "base/5/1259".to_owned(), block: 3 }],
+        bad_pages: vec![BadPage { file: "base/5/1259".to_owned(), block: 3, relation: None }],
         files: manifest_files().len() as u64,
         plain_size: manifest_files().iter().map(|file| file.size).sum(),
         stored_size: packs.iter().map(|pack| pack.size).sum(),

@@ -28,5 +28,6 @@ mod soak;
 mod store_contract;
 mod store_faults;
 mod take;
+mod take_life;
 mod timelines;
 mod wal_records;

@@ -523,14 +523,17 @@ fn damaged_pages_are_named_and_fail_a_backup_only_on_request() {
     expect_no_backup(&cluster, &repository, &failed);
 
     let taken = take(&cluster, &repository).finish();
-    taken.expect_code(0).expect_stderr(&["WARNING", &path, "page 3", "page 7"]);
+    taken.expect_code(0).expect_stderr(&["WARNING", &path, "page 3", "page 7", "postgres.public.t"]);
     assert_eq!(taken.stderr.matches("WARNING").count(), 3, "two pages and how many there are\n{taken}");
     let id = taken.stdout.trim_end();
     let shown = json(&repository, &["show", id]);
-    let page = |block: u32| serde_json::json!({"file": path, "block": block});
+    let page = |block: u32| serde_json::json!({"file": path, "block": block, "relation": "postgres.public.t"});
     assert_eq!(shown["bad_pages"], serde_json::json!([page(3), page(7)]));
     let text = Run::new(binaries::basebackup()).args(["show", id]).envs(repository.environment()).finish();
-    assert!(text.stdout.contains("2 bad pages") && text.stdout.contains(&format!("{path} block 7")), "{text}");
+    assert!(
+        text.stdout.contains("2 bad pages") && text.stdout.contains(&format!("{path} block 7 (postgres.public.t)")),
+        "{text}"
+    );
 }
 
 #[test]

@@ -174,7 +174,7 @@ mod tests {
             ("etc/lists/others", "bob\n".to_owned()),
             ("etc/start.conf", "auto\n".to_owned()),
             ("etc/secret.key", "key\n".to_owned()),
-            ("data/pg_ident.conf", "include '../common/ident.conf'\n".to_owned()),
+            ("data/pg_ident.conf", "include ../common/ident.conf\n".to_owned()),
             ("common/ident.conf", String::new()),
             ("common/shared.conf", "work_mem = 4MB\n".to_owned()),
         ] {

@@ -70,6 +70,8 @@ pub fn unpack(stored: &[u8]) -> io::Result<Vec<ConfigurationFile>> {
         let _ = entry.read_to_end(&mut contents)?;
         files.push(ConfigurationFile { path, contents, attributes });
     }
+    // To the end of the frame, where its checksum is.
+    let _ = io::copy(&mut archive.into_inner(), &mut io::sink())?;
     Ok(files)
 }
 

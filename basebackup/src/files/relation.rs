@@ -77,6 +77,41 @@ impl Place {
     }
 }
 
+/// Where a relation's file lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileLocation {
+    /// The tablespace's object identifier.
+    pub tablespace: u32,
+    /// The database's object identifier; none for relations that all share.
+    pub database: Option<u32>,
+    /// The file.
+    pub relation: RelationFile,
+}
+
+/// `DEFAULTTABLESPACE_OID` and `GLOBALTABLESPACE_OID` (src/include/catalog/pg_tablespace.dat).
+const DEFAULT_TABLESPACE: u32 = 1663;
+const GLOBAL_TABLESPACE: u32 = 1664;
+
+impl FileLocation {
+    /// Reads a path relative to the data directory.
+    pub fn parse(path: &str) -> Option<Self> {
+        let components: Vec<&str> = path.split('/').collect();
+        let (tablespace, database, file) = match components.as_slice() {
+            ["global", file] => (GLOBAL_TABLESPACE, None, file),
+            ["base", database, file] => (DEFAULT_TABLESPACE, Some(database), file),
+            ["pg_tblspc", tablespace, _, database, file] => {
+                (parse_number(tablespace.as_bytes())?, Some(database), file)
+            }
+            _ => return None,
+        };
+        let database = match database {
+            Some(database) => Some(parse_number(database.as_bytes())?),
+            None => None,
+        };
+        Some(Self { tablespace, database, relation: RelationFile::parse(file.as_bytes())? })
+    }
+}
+
 impl RelationFile {
     /// Reads a file name: `<number>[_fsm|_vm|_init][.<segment>]`.
     pub fn parse(name: &[u8]) -> Option<Self> {
@@ -139,6 +174,23 @@ fn split_once(text: &[u8], separator: u8) -> Option<(&[u8], &[u8])> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_tells_tablespace_and_database() {
+        for (path, expected) in [
+            ("global/1262", Some((1664, None, 1262))),
+            ("base/5/16384.1", Some((1663, Some(5), 16384))),
+            ("pg_tblspc/16400/PG_15_202209061/5/16384_fsm", Some((16400, Some(5), 16384))),
+            ("base/5/PG_VERSION", None),
+            ("base/x/16384", None),
+            ("pg_xact/0000", None),
+            ("16384", None),
+        ] {
+            let found =
+                FileLocation::parse(path).map(|found| (found.tablespace, found.database, found.relation.number));
+            assert_eq!(found, expected, "{path}");
+        }
+    }
 
     #[test]
     fn relation_names_are_read_and_nothing_else_is() {

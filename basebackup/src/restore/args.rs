@@ -14,6 +14,7 @@ use crate::output::Format;
 
 /// Options of `basebackup restore`.
 #[derive(Debug, Clone, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of its own on the command line")]
 pub struct RestoreArgs {
     /// The backup's id, or latest: the newest one that can reach the target
     #[arg(value_name = "ID", default_value = "latest", value_parser = parse_backup)]
@@ -43,8 +44,11 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "VERSION/NAME")]
     pub to_cluster: Option<DebianCluster>,
     /// How many parts of the backup are fetched and written at the same time [default: one per processor, 8 at most]
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub jobs: Option<u16>,
+    /// Tell the progress every second where standard error is no terminal
+    #[arg(short = 'P', long)]
+    pub progress: bool,
     /// Leave archiving on although this is another place than where the backup was taken
     #[arg(long)]
     pub keep_archiving: bool,

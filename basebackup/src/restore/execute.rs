@@ -19,7 +19,7 @@ use super::directories::{Place, STAGED_CONTROL, allocated, early_name};
 use super::finish::{Configuration, SIGNAL_FILES, publish_control, write_manifest, write_settings, write_wal};
 use super::root::Root;
 use super::write::{FileWriter, create_directories, create_files, settle};
-use crate::meter::Meter;
+use crate::meter::{Meter, Pace, Requests};
 use crate::pack::index::IndexEntry;
 use crate::pack::member::MemberPath;
 
@@ -50,6 +50,8 @@ pub struct Work {
     pub configuration: Option<ServerConfiguration>,
     /// What to do with what is there.
     pub existing: Existing,
+    /// How often progress is told.
+    pub(crate) pace: Pace,
 }
 
 /// What to do with what is in the directories.
@@ -77,7 +79,7 @@ pub struct Done {
 /// # Errors
 /// `Damaged` if the backup is not what was stored; `Refused`; `Unavailable`; from the operating system. The directories
 /// are left as they are then, for `--delta` to go on with.
-pub async fn execute(work: Work, reporter: Reporter) -> Result<Done> {
+pub(crate) async fn execute(work: Work, reporter: Reporter, requests: &Requests) -> Result<Done> {
     let archive = work.archive.with_patience(PATIENCE);
     let destination = Arc::new(work.destination);
     let (early, entries) = sort_out(&archive, &work.backup, work.entries)?;
@@ -102,7 +104,7 @@ pub async fn execute(work: Work, reporter: Reporter) -> Result<Done> {
     };
     let copied = tokio::select! {
         copied = copying => copied,
-        never = meter.report(reporter) => match never {},
+        never = meter.report(reporter, work.pace, requests) => match never {},
     };
     Meter::clear();
     let kept = copied?;

@@ -50,6 +50,7 @@ use self::tablespaces::place;
 use self::target::Request;
 use crate::catalog::{Catalog, archives};
 use crate::list::READ_PATIENCE;
+use crate::meter::{Pace, Requests};
 use crate::output::{Format, bytes, print, print_json};
 use crate::pack::index::IndexEntry;
 
@@ -77,6 +78,7 @@ struct Preparation {
 /// backup is not what was stored; `Refused`; `Unavailable`.
 pub async fn restore(args: &RestoreArgs, config: &Config, reporter: Reporter) -> Result<()> {
     let begun = Instant::now();
+    let requests = Requests::new();
     let prepared = prepare(args, config).await?;
     print_plan(&prepared, args.format)?;
     let warnings = prepared.plan.warnings.iter().chain(&prepared.ownership.warning);
@@ -105,8 +107,9 @@ pub async fn restore(args: &RestoreArgs, config: &Config, reporter: Reporter) ->
         signal_file: signal_file(&plan.request.role),
         configuration,
         existing: if args.delta { Existing::Delta } else { Existing::Nothing },
+        pace: Pace::of(args.progress),
     };
-    let done = execute(work, reporter).await?;
+    let done = execute(work, reporter, &requests).await?;
     advice::warn(&plan, &done, &directories, reporter);
     match args.format {
         Format::Text => print(&advice::next_steps(&plan, &done, archiving, begun.elapsed())),

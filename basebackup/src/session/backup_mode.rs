@@ -311,7 +311,7 @@ fn stopped(row: &Row, started: &Started, moment: &Moment) -> Result<Stopped, Une
     })
 }
 
-fn column<'a, T: FromSql<'a>>(row: &'a Row, name: &str) -> Result<T> {
+pub(super) fn column<'a, T: FromSql<'a>>(row: &'a Row, name: &str) -> Result<T> {
     row.try_get(name).map_err(|error| unexpected(&error.into()))
 }
 

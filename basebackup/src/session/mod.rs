@@ -3,6 +3,7 @@
 //! - [`conninfo`]: where the server is, decided as libpq does.
 //! - [`server`]: what must be known of it, in a few queries.
 //! - [`preflight`]: whether a backup can be taken from it, decided from those facts.
+//! - [`relations`]: which relation a file belongs to.
 //! - [`backup_mode`]: `pg_backup_start` to `pg_backup_stop`.
 //!
 //! A backup lives and dies with its session, so a [`Session`] never reconnects: once the connection is lost, everything
@@ -15,6 +16,7 @@ mod driver;
 mod failure;
 mod pooling;
 pub mod preflight;
+pub mod relations;
 pub mod server;
 mod tls;
 

@@ -2,10 +2,22 @@
 
 use std::path::Path;
 
+use clap::ValueEnum;
 use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::postgres::control::ControlFile;
 
-use super::server::{ArchiveMode, BackupFunctions, Server};
+use super::server::{ArchiveMode, ArchiverFailure, BackupFunctions, Server};
+
+/// What the server must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnlyOn {
+    /// Not a standby
+    Primary,
+    /// Not a primary
+    Standby,
+    /// Either
+    Any,
+}
 
 /// What stands against a backup, each with what to do about it. Empty: nothing does.
 ///
@@ -38,6 +50,54 @@ fn on_primary(server: &Server) -> Vec<Error> {
         );
     }
     problems
+}
+
+/// What makes it doubtful that the WAL of the backup will be archived, each with what to look at. The backup is taken all
+/// the same, for its end waits for the WAL.
+pub fn doubts(server: &Server) -> Vec<Error> {
+    let settings = &server.settings;
+    let archives = match settings.archive_mode {
+        ArchiveMode::Off => false,
+        ArchiveMode::On => !server.in_recovery,
+        ArchiveMode::Always => true,
+    };
+    if !archives {
+        return Vec::new();
+    }
+    let mut doubts = Vec::new();
+    let foreign = |message: String| {
+        Error::new(Kind::Invalid, message).hint(
+            "The backup is only complete once its WAL is in this repository: archive_command = 'archive-push %p'.",
+        )
+    };
+    if !settings.archive_library.is_empty() {
+        doubts.push(foreign(format!("archive_library is \"{}\", not this program's", settings.archive_library)));
+    } else if !settings.archive_command.contains("archive-push") {
+        doubts.push(foreign(format!("archive_command does not call archive-push: {}", settings.archive_command)));
+    }
+    if let Some(ArchiverFailure { file, last, count }) = &server.archiver_failure {
+        let message = format!(
+            "archiving fails right now: \"{file}\" could not be archived at {} ({count} failures so far)",
+            last.strftime("%F %T UTC")
+        );
+        let hint = "The server's log has the reason. The backup waits at its end until its WAL is archived.";
+        doubts.push(Error::new(Kind::Unavailable, message).hint(hint));
+    }
+    doubts
+}
+
+/// Refuses a server that is not what was asked for.
+///
+/// # Errors
+/// `Invalid`.
+pub fn refuse_role(server: &Server, only_on: OnlyOn, target: &str) -> Result<()> {
+    let (is, asked_for) = match only_on {
+        OnlyOn::Primary if server.in_recovery => ("a standby", "primary"),
+        OnlyOn::Standby if !server.in_recovery => ("a primary", "standby"),
+        _ => return Ok(()),
+    };
+    let message = format!("PostgreSQL at {target} is {is}, and --only-on={asked_for} was asked for");
+    Err(Error::new(Kind::Invalid, message).hint("Nothing was done."))
 }
 
 /// A backup's record is text, and a restore must find the very directory.

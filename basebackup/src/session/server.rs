@@ -1,4 +1,4 @@
-//! What must be known of a server, read in three queries.
+//! What must be known of a server, read in a few queries.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
@@ -41,6 +41,19 @@ pub struct Server {
     pub settings: Settings,
     /// Tablespaces besides the two in the data directory, by object identifier.
     pub tablespaces: Vec<Tablespace>,
+    /// That archiving fails right now.
+    pub archiver_failure: Option<ArchiverFailure>,
+}
+
+/// A failure of the archiver that no success has followed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArchiverFailure {
+    /// The file that could not be archived.
+    pub file: String,
+    /// When it was last tried.
+    pub last: Timestamp,
+    /// Failures since the statistics were reset.
+    pub count: i64,
 }
 
 /// What the role of the session may do.
@@ -116,7 +129,8 @@ impl Session {
         let cluster = self.query_one("read the server's state", &cluster_sql(self.version()), &[]).await?;
         let settings = self.query("read the server's settings", SETTINGS_SQL, &[]).await?;
         let tablespaces = self.query("read the tablespaces", TABLESPACES_SQL, &[]).await?;
-        server(self.version(), &cluster, &settings, &tablespaces).map_err(|error| unexpected(&error))
+        let archiver = self.query("read the archiver's statistics", ARCHIVER_SQL, &[]).await?;
+        server(self.version(), &cluster, &settings, &tablespaces, archiver.first()).map_err(|error| unexpected(&error))
     }
 }
 
@@ -155,6 +169,13 @@ const TABLESPACES_SQL: &str = r"
     FROM pg_tablespace
     WHERE spcname NOT IN ('pg_default', 'pg_global')
     ORDER BY oid";
+
+/// A row only while the latest attempt has failed.
+const ARCHIVER_SQL: &str = "
+    SELECT last_failed_wal, failed_count,
+        (extract(epoch FROM last_failed_time) * 1000000)::int8 AS last_failed_time
+    FROM pg_stat_archiver
+    WHERE last_failed_time > coalesce(last_archived_time, '-infinity') AND last_failed_wal IS NOT NULL";
 
 /// The functions of backup mode, with their arguments, as `GRANT` names them. 15 renamed them.
 #[derive(Debug, Clone, Copy)]
@@ -217,6 +238,7 @@ fn server(
     cluster: &Row,
     settings: &[Row],
     tablespaces: &[Row],
+    archiver: Option<&Row>,
 ) -> Result<Server, UnexpectedAnswer> {
     let in_recovery = cluster.try_get("in_recovery")?;
     let min_recovery_point: Option<&str> = cluster.try_get("min_recovery_point")?;
@@ -237,6 +259,15 @@ fn server(
         rights: Rights { start: cluster.try_get("may_start")?, stop: cluster.try_get("may_stop")? },
         settings: settings_of(settings)?,
         tablespaces: tablespaces.iter().map(tablespace).collect::<Result<_, _>>()?,
+        archiver_failure: archiver.map(archiver_failure).transpose()?,
+    })
+}
+
+fn archiver_failure(row: &Row) -> Result<ArchiverFailure, UnexpectedAnswer> {
+    Ok(ArchiverFailure {
+        file: row.try_get("last_failed_wal")?,
+        last: timestamp(row, "last_failed_time")?,
+        count: row.try_get("failed_count")?,
     })
 }
 

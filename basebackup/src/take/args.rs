@@ -4,10 +4,14 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+use walkeep_common::config::CompressionLevel;
+
+use super::throttle::MaxRate;
 use crate::files::checksum::ChecksumAlgorithm;
 use crate::output::Format;
 use crate::session::backup_mode;
 use crate::session::conninfo::ConnectionArgs;
+use crate::session::preflight::OnlyOn;
 
 /// Options of `basebackup take`. Names follow pg_basebackup's.
 #[derive(Debug, Clone, Args)]
@@ -21,9 +25,24 @@ pub struct TakeArgs {
     /// Label of the backup
     #[arg(short = 'l', long, value_name = "LABEL", default_value = "walkeep base backup")]
     pub label: String,
-    /// Threads that compress [default: processors]
-    #[arg(short = 'j', long, value_name = "N")]
-    pub jobs: Option<usize>,
+    /// Threads that compress, 1 to 64 [default: processors]
+    #[arg(short = 'j', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub jobs: Option<u16>,
+    /// zstd's level, -7 to 19: a number, or zstd:LEVEL [default: compression_level of the configuration]
+    #[arg(short = 'Z', long, value_name = "LEVEL", value_parser = level, allow_hyphen_values = true)]
+    pub compress: Option<i32>,
+    /// Read no more than this in a second: kilobytes, or with k or M behind it
+    #[arg(short = 'r', long, value_name = "RATE")]
+    pub max_rate: Option<MaxRate>,
+    /// Give way to everything else on this host: lowest priority of processor and disk
+    #[arg(long)]
+    pub low_priority: bool,
+    /// Fail unless the server is this
+    #[arg(long, value_name = "primary|standby|any", default_value = "any", hide_possible_values = true)]
+    pub only_on: OnlyOn,
+    /// Tell the progress every second where standard error is no terminal
+    #[arg(short = 'P', long)]
+    pub progress: bool,
     /// Checksums in PostgreSQL's backup manifest
     #[arg(long, value_name = "ALGORITHM", default_value = "CRC32C", value_parser = algorithm)]
     pub manifest_checksums: ChecksumAlgorithm,
@@ -79,9 +98,59 @@ fn algorithm(text: &str) -> Result<ChecksumAlgorithm, String> {
     found.ok_or_else(|| "expected NONE, CRC32C, SHA224, SHA256, SHA384 or SHA512".to_owned())
 }
 
+/// As far as `pg_basebackup --compress` has it: the method must be zstd.
+fn level(text: &str) -> Result<i32, String> {
+    let level = match text.strip_prefix("zstd") {
+        Some("") => return Ok(CompressionLevel::Auto.level()),
+        Some(detail) => detail.strip_prefix(':').map(|detail| detail.strip_prefix("level=").unwrap_or(detail)),
+        None => Some(text),
+    };
+    let level = level.and_then(|level| level.parse().ok()).filter(|level| (-7..=19).contains(level));
+    level.ok_or_else(|| "expected -7 to 19, zstd or zstd:LEVEL".to_owned())
+}
+
 fn note(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("expected a key, an equals sign and a value".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    #[command(disable_help_flag = true)]
+    struct Command {
+        #[command(flatten)]
+        take: TakeArgs,
+    }
+
+    #[test]
+    fn options_are_within_their_bounds() {
+        for (option, good) in [
+            ("--jobs=0", false),
+            ("--jobs=1", true),
+            ("--jobs=64", true),
+            ("--jobs=65", false),
+            ("--compress=-7", true),
+            ("-Z19", true),
+            ("-Zzstd", true),
+            ("-Zzstd:9", true),
+            ("-Zzstd:level=9", true),
+            ("-Zzstd:20", false),
+            ("-Zzstd9", false),
+            ("-Z0x", false),
+            ("-Zgzip", false),
+            ("-r10M", true),
+            ("-r10", false),
+            ("--only-on=standby", true),
+            ("--only-on=replica", false),
+        ] {
+            assert_eq!(Command::try_parse_from(["take", option]).is_ok(), good, "{option}");
+        }
     }
 }

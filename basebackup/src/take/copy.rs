@@ -13,6 +13,7 @@ use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::repository::backup::{BadPage, Pack};
 
 use super::packs::Pipeline;
+use super::throttle::Throttle;
 use crate::files::attributes::Attributes;
 use crate::files::checksum::ChecksumAlgorithm;
 use crate::files::manifest::ManifestFile;
@@ -39,6 +40,7 @@ pub(super) struct Reading {
     pub(super) data_directory: Arc<Path>,
     pub(super) page_checks: Option<PageChecks>,
     pub(super) checksums: ChecksumAlgorithm,
+    pub(super) throttle: Option<Arc<Throttle>>,
 }
 
 /// One pack as stored, and what is in it.
@@ -73,7 +75,12 @@ pub(super) async fn copy(
     let stored = stream::iter(plans).map(|plan| {
         let (scan, reading, meter) = (Arc::clone(&scan), reading.clone(), Arc::clone(meter));
         async move {
-            store_pack(pipeline, plan.number, plan.bytes, move |out| plan.write(&scan, &reading, &meter, out)).await
+            let counted = Arc::clone(&meter);
+            let (number, bytes) = (plan.number, plan.bytes);
+            let write = move |out: &mut Output| plan.write(&scan, &reading, &meter, out);
+            let stored = store_pack(pipeline, number, bytes, write).await?;
+            counted.add_stored(stored.pack.size);
+            Ok(stored)
         }
     });
     stored.buffered(at_once).try_collect().await
@@ -165,7 +172,7 @@ impl PackPlan {
         }
         for index in self.files.clone() {
             let Some(file) = scan.file(index) else { continue };
-            pack.file(&mut reader, &file.path, file.kind, meter)?;
+            pack.file(&mut reader, &file.path, file.kind, reading.throttle.as_deref(), meter)?;
         }
         pack.finish()
     }
@@ -192,19 +199,34 @@ impl<'o> PackBuilder<'o> {
     }
 
     /// Copies a file of the data directory. One that is gone was dropped: replay drops it again.
-    fn file(&mut self, reader: &mut FileReader, path: &Path, kind: FileKind, meter: &Meter) -> Result<()> {
+    fn file(
+        &mut self,
+        reader: &mut FileReader,
+        path: &Path,
+        kind: FileKind,
+        throttle: Option<&Throttle>,
+        meter: &Meter,
+    ) -> Result<()> {
         let Some(mut file) = reader.open(path, kind)? else { return Ok(()) };
         let attributes = file.attributes();
         let member = self.member(path, MemberKind::File { size: file.size() }, attributes)?;
         self.out.send(self.writer.begin(member).map_err(internal)?)?;
         while let Some(chunk) = file.next_chunk()? {
             self.out.send(self.writer.data(chunk).map_err(internal)?)?;
-            meter.add(chunk.len() as u64);
+            let size = chunk.len() as u64;
+            meter.add(size);
+            if let Some(throttle) = throttle {
+                throttle.wait(size);
+            }
         }
         let summary = file.finish()?;
         self.contents.index.push(self.writer.end().map_err(internal)?);
         self.contents.plain_size += summary.size;
-        let bad = summary.bad_pages.iter().map(|page| BadPage { file: path.display().to_string(), block: page.block });
+        let bad = summary.bad_pages.iter().map(|page| BadPage {
+            file: path.display().to_string(),
+            block: page.block,
+            relation: None,
+        });
         self.contents.bad_pages.extend(bad);
         self.contents.manifest.push(ManifestFile {
             path: path.to_owned(),

@@ -11,10 +11,13 @@ mod finish;
 mod histories;
 mod owner;
 mod packs;
+pub mod priority;
 mod record;
+mod throttle;
 mod wal;
 
 use std::cell::OnceCell;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,21 +35,25 @@ use walkeep_common::retry::Patience;
 use walkeep_common::store::Store;
 use walkeep_common::wal_archive::WalArchive;
 
+use self::args::Checkpoint;
 pub use self::args::TakeArgs;
 use self::copy::{PackBuilder, Reading, StoredPack, copy, store_pack};
 use self::packs::Pipeline;
 use self::record::Facts;
+use self::throttle::Throttle;
 use crate::files::attributes::Attributes;
 use crate::files::page::BlockSize;
 use crate::files::scan::{Scan, ScanOptions, scan};
 use crate::files::settle::PageChecks;
-use crate::meter::Meter;
+use crate::meter::{Meter, Pace, Requests};
 use crate::output::{Format, bytes, print, print_json};
 use crate::session::backup_mode::{Backup as BackupMode, Stopped};
 use crate::session::conninfo::{ConnectionParameters, Environment};
 use crate::session::server::Server;
-use crate::session::{Session, preflight};
+use crate::session::{Session, preflight, relations};
 
+/// More threads than this gain nothing, and each holds frames.
+const MOST_JOBS: usize = 64;
 /// How long one request is tried again: an outage shorter than this costs a backup nothing but time.
 const PATIENCE: Patience = Patience::For(Duration::from_secs(10 * 60));
 
@@ -61,7 +68,7 @@ const FIRST_PATIENCE: Duration = Duration::from_secs(30);
 /// `Usage` for options that cannot work; `Refused` and `Invalid` for rights and settings that must change first;
 /// `Unavailable` if the server or the repository fails for too long. Nothing that looks like a backup is left.
 pub async fn take(args: &TakeArgs, config: &Config, reporter: Reporter) -> Result<()> {
-    let progress = Progress::default();
+    let progress = Progress::new();
     let mut running = Box::pin(run(args, config, reporter, &progress));
     let taken = tokio::select! {
         taken = &mut running => taken,
@@ -98,12 +105,19 @@ async fn interrupted() {
 }
 
 /// How far a backup has come, for whoever interrupts it.
-#[derive(Default)]
 struct Progress {
     /// The store, as soon as anything may be written to it.
     store: OnceCell<Store>,
     /// Whether its record is being stored, and with it the backup comes into being.
     is_being_recorded: AtomicBool,
+    /// Whoever wants to know.
+    requests: Requests,
+}
+
+impl Progress {
+    fn new() -> Self {
+        Self { store: OnceCell::new(), is_being_recorded: AtomicBool::new(false), requests: Requests::new() }
+    }
 }
 
 fn recording_interrupted() -> Error {
@@ -117,6 +131,10 @@ async fn run(args: &TakeArgs, config: &Config, reporter: Reporter, progress: &Pr
     let session = Session::connect(&parameters).await?;
     let server = session.server().await?;
     refuse_problems(preflight::check(&server), reporter)?;
+    preflight::refuse_role(&server, args.only_on, session.target())?;
+    for doubt in preflight::doubts(&server) {
+        reporter.error(Severity::Warning, &doubt);
+    }
     let (data_directory, control) = preflight::data_directory(&server, session.target())?;
     session.lock_for_backup().await?;
 
@@ -127,6 +145,9 @@ async fn run(args: &TakeArgs, config: &Config, reporter: Reporter, progress: &Pr
     archive.with_patience(soon).prepare_to_write(Some(segment_size), Some(major)).await?;
     let id = begin::begin(&archive, data_directory, &control).await?;
 
+    if args.checkpoint == Checkpoint::Spread {
+        reporter.print(Severity::Info, "waiting for the server's checkpoint, which it spreads over time", None);
+    }
     let backup_mode = BackupMode::start(session, &args.label, args.checkpoint.into()).await?;
     backup_mode.confirm_data_directory(data_directory)?;
     let started = *backup_mode.started();
@@ -137,8 +158,9 @@ async fn run(args: &TakeArgs, config: &Config, reporter: Reporter, progress: &Pr
     );
 
     let job = Job { args, server: &server, control, data_directory, archive: &archive, id: &id, reporter, progress };
-    let jobs = args.jobs.filter(|&jobs| jobs > 0).unwrap_or_else(processors);
-    let pipeline = Pipeline::new(archive.clone(), id.clone(), config.compression_level.level(), jobs);
+    let jobs = args.jobs.map_or_else(processors, usize::from);
+    let level = args.compress.unwrap_or_else(|| config.compression_level.level());
+    let pipeline = Pipeline::new(archive.clone(), id.clone(), level, jobs);
     let (scan, mut packs) = tokio::select! {
         copied = job.copy(&pipeline, started.lsn, jobs) => copied?,
         lost = backup_mode.lost() => return Err(lost),
@@ -148,9 +170,23 @@ async fn run(args: &TakeArgs, config: &Config, reporter: Reporter, progress: &Pr
     let (stopped, session) = backup_mode.stop().await?;
     packs.push(job.last_pack(&pipeline, &scan, packs.len(), control_bytes, &stopped).await?);
 
+    name_relations(&session, &parameters, &mut packs).await;
     let backup = job.complete(Facts { started, stopped, scan: &scan, packs }).await?;
     session.close().await;
     Ok(backup)
+}
+
+/// Adds to bad pages whose they are.
+async fn name_relations(session: &Session, parameters: &ConnectionParameters, packs: &mut [StoredPack]) {
+    let pages = || packs.iter().flat_map(|pack| &pack.contents.bad_pages);
+    let files: BTreeSet<&str> = pages().map(|page| page.file.as_str()).collect();
+    if files.is_empty() {
+        return;
+    }
+    let names = relations::names(session, parameters, files.into_iter()).await;
+    for page in packs.iter_mut().flat_map(|pack| &mut pack.contents.bad_pages) {
+        page.relation = names.get(&page.file).cloned();
+    }
 }
 
 /// Reports every problem; the last one is the error.
@@ -168,7 +204,7 @@ fn root(scan: &Scan) -> Result<Attributes> {
 }
 
 fn processors() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
+    std::thread::available_parallelism().map_or(1, usize::from).min(MOST_JOBS)
 }
 
 /// What does not change while one backup is taken.
@@ -205,11 +241,12 @@ impl Job<'_> {
             data_directory: Arc::from(self.data_directory),
             page_checks: settings.data_checksums.then_some(checks),
             checksums: self.args.manifest_checksums,
+            throttle: self.args.max_rate.map(|rate| Arc::new(Throttle::new(rate))),
         };
         let meter = Arc::new(Meter::new("copied", scan.total_bytes()));
         let packs = tokio::select! {
             packs = copy(pipeline, &reading, Arc::clone(&scan), jobs, &meter) => packs,
-            never = meter.report(self.reporter) => match never {},
+            never = meter.report(self.reporter, Pace::of(self.args.progress), &self.progress.requests) => match never {},
         };
         Meter::clear();
         Ok((scan, packs?))
@@ -254,11 +291,12 @@ impl Job<'_> {
         let pg_major = self.server.version.major();
         let manifest = finish::store_manifest(self.archive, self.id, pg_major, &facts.packs, &ranges).await?;
         let configuration = self.store_configuration().await?;
-        let (limit, reporter) = (self.args.wal_timeout, self.reporter);
+        let wait =
+            wal::Wait { limit: self.args.wal_timeout, reporter: self.reporter, requests: &self.progress.requests };
         let kept_wal = if facts.started.from_standby {
-            needed.wait_or_keep_last(self.archive, self.id, self.data_directory, limit, reporter).await?
+            needed.wait_or_keep_last(self.archive, self.id, self.data_directory, wait).await?
         } else {
-            needed.wait_until_archived(self.archive, limit, reporter).await?;
+            needed.wait_until_archived(self.archive, wait).await?;
             Vec::new()
         };
         let backup = self.record(facts, &needed, record::Objects { index, manifest, configuration, kept_wal })?;

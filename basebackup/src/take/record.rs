@@ -100,7 +100,8 @@ impl Job<'_> {
     /// Names the pages whose checksums were wrong, and fails if that was asked for.
     pub(super) fn report_bad_pages(&self, backup: &Backup) -> Result<()> {
         for page in backup.bad_pages.iter().take(SHOWN_PAGES) {
-            let message = format!("page {} of \"{}\" has a wrong checksum", page.block, page.file);
+            let relation = page.relation.as_ref().map_or(String::new(), |name| format!(", which is {name},"));
+            let message = format!("page {} of \"{}\"{relation} has a wrong checksum", page.block, page.file);
             self.reporter.print(Severity::Warning, &message, None);
         }
         let count = backup.bad_pages.len();
@@ -112,7 +113,7 @@ impl Job<'_> {
             return Err(Error::new(Kind::Damaged, message)
                 .hint("To keep the backup all the same, say --checksum-failures=warn."));
         }
-        let hint = format!("basebackup show {} lists them. Find the relation with pg_filenode_relation().", backup.id);
+        let hint = format!("basebackup show {} lists them.", backup.id);
         self.reporter.print(Severity::Warning, &message, Some(&hint));
         Ok(())
     }

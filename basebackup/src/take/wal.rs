@@ -17,10 +17,23 @@ use walkeep_common::wal::segment::{SegmentName, SegmentSize, segment_before, seg
 use walkeep_common::wal_archive::WalArchive;
 use walkeep_common::wal_object::encode::{Description, encode};
 
+use crate::meter::Requests;
+
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How often the operator is told what is being waited for.
 const REPORT_EVERY: Duration = Duration::from_secs(60);
+
+/// How segments are waited for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wait<'w> {
+    /// At most so long.
+    pub(super) limit: Duration,
+    /// Who is told what is waited for.
+    pub(super) reporter: Reporter,
+    /// Who asks for it.
+    pub(super) requests: &'w Requests,
+}
 
 /// The WAL between a backup's start and its end.
 #[derive(Debug)]
@@ -48,13 +61,8 @@ impl NeededWal {
     ///
     /// # Errors
     /// `Unavailable` when the time is up; whatever looking fails with.
-    pub(super) async fn wait_until_archived(
-        &self,
-        archive: &WalArchive,
-        limit: Duration,
-        reporter: Reporter,
-    ) -> Result<()> {
-        wait(archive, &self.segments, limit, reporter).await
+    pub(super) async fn wait_until_archived(&self, archive: &WalArchive, how: Wait<'_>) -> Result<()> {
+        wait(archive, &self.segments, how).await
     }
 
     /// As [`Self::wait_until_archived`] for a standby's backup: nobody may finish its last segment for a long time, so
@@ -67,8 +75,7 @@ impl NeededWal {
         archive: &WalArchive,
         id: &BackupId,
         data_directory: &Path,
-        limit: Duration,
-        reporter: Reporter,
+        how: Wait<'_>,
     ) -> Result<Vec<String>> {
         let Some((last, others)) = self.segments.split_last() else { return Ok(Vec::new()) };
         let kept = if archive.header(WalFileName::Segment(*last)).await?.is_some() {
@@ -77,26 +84,31 @@ impl NeededWal {
             keep_with_backup(archive, id, data_directory, *last).await?;
             vec![last.to_string()]
         };
-        wait(archive, others, limit, reporter).await?;
+        wait(archive, others, how).await?;
         Ok(kept)
     }
 }
 
-async fn wait(archive: &WalArchive, segments: &[SegmentName], limit: Duration, reporter: Reporter) -> Result<()> {
+async fn wait(archive: &WalArchive, segments: &[SegmentName], how: Wait<'_>) -> Result<()> {
     let begun = Instant::now();
-    let mut told = begun;
-    for &segment in segments {
+    let mut told = Some(begun);
+    for (number, &segment) in segments.iter().enumerate() {
         let name = WalFileName::Segment(segment);
         let mut pause = FIRST_PAUSE;
         while archive.header(name).await?.is_none() {
-            if begun.elapsed() >= limit {
-                return Err(not_archived(name, limit));
+            if begun.elapsed() >= how.limit {
+                return Err(not_archived(name, how.limit));
             }
-            if told.elapsed() >= REPORT_EVERY {
-                told = Instant::now();
-                reporter.print(Severity::Info, &format!("waiting for \"{name}\" to be archived"), None);
+            if told.is_none_or(|told| told.elapsed() >= REPORT_EVERY) {
+                told = Some(Instant::now());
+                let missing = segments.len() - number;
+                let text = format!("waiting for \"{name}\" to be archived, {number} segments are there, {missing} not");
+                how.reporter.print(Severity::Info, &text, None);
             }
-            tokio::time::sleep(pause).await;
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = how.requests.next() => told = None,
+            }
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }

@@ -148,6 +148,9 @@ pub struct BadPage {
     pub file: String,
     /// The block's number within the relation fork.
     pub block: u32,
+    /// The relation, as `database.schema.name`, where the server could tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relation: Option<String>,
 }
 
 /// One pack.

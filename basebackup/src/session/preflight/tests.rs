@@ -37,6 +37,7 @@ fn good() -> Server {
             pending_restart: Vec::new(),
         },
         tablespaces: Vec::new(),
+        archiver_failure: None,
     }
 }
 
@@ -130,4 +131,51 @@ fn a_tablespace_whose_path_is_no_text_is_refused() {
         server.tablespaces.push(crate::session::server::Tablespace { oid: 16384, name: "fast".to_owned(), location });
     });
     assert!(problem.starts_with("the path of tablespace \"fast\""), "{problem}");
+}
+
+#[test]
+fn what_makes_archiving_doubtful_is_told_where_the_server_archives() {
+    let failing =
+        || ArchiverFailure { file: "000000010000000000000007".to_owned(), last: jiff::Timestamp::UNIX_EPOCH, count: 3 };
+    let told = |change: &dyn Fn(&mut Server)| {
+        let mut server = good();
+        change(&mut server);
+        doubts(&server).iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    };
+    assert_eq!(told(&|_| ()), "");
+    assert_eq!(
+        told(&|server| "/opt/bin/archive-push --cluster x '%p'".clone_into(&mut server.settings.archive_command)),
+        ""
+    );
+    for (change, text) in [
+        (
+            (&|server: &mut Server| "cp %p /x/%f".clone_into(&mut server.settings.archive_command))
+                as &dyn Fn(&mut Server),
+            "archive_command",
+        ),
+        (&|server: &mut Server| "basic_archive".clone_into(&mut server.settings.archive_library), "archive_library"),
+        (&|server: &mut Server| server.archiver_failure = Some(failing()), "000000010000000000000007"),
+    ] {
+        assert!(told(change).contains(text), "{text}: {}", told(change));
+        // A standby's archiver has nothing to do, unless it is told to.
+        let standby = |server: &mut Server| {
+            change(server);
+            server.in_recovery = true;
+        };
+        assert_eq!(told(&standby), "", "{text}");
+    }
+}
+
+#[test]
+fn a_server_of_the_other_kind_is_refused() {
+    let standby = Server { in_recovery: true, ..good() };
+    for (server, only_on, refused) in [
+        (&standby, OnlyOn::Primary, true),
+        (&standby, OnlyOn::Standby, false),
+        (&standby, OnlyOn::Any, false),
+        (&good(), OnlyOn::Primary, false),
+        (&good(), OnlyOn::Standby, true),
+    ] {
+        assert_eq!(refuse_role(server, only_on, "here").is_err(), refused, "{only_on:?}");
+    }
 }
