@@ -9,6 +9,7 @@
 //! - [`catalog`]: the backups in a repository.
 //! - [`output`]: text and JSON on standard output.
 
+pub mod accounts;
 pub mod args;
 pub mod catalog;
 pub mod configuration;

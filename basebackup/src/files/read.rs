@@ -32,12 +32,8 @@ pub const WHOLE_FILE_BYTES: u64 = 16 << 20;
 pub struct FileSummary {
     /// Bytes delivered.
     pub size: u64,
-    /// CRC-32C of them.
-    pub crc32c: u32,
-    /// BLAKE3 of them.
-    pub blake3: blake3::Hash,
-    /// The checksum for the backup manifest.
-    pub checksum: Checksum,
+    /// The checksum for the backup manifest; none for CRC-32C, which is computed where the pack is written.
+    pub checksum: Option<Checksum>,
     /// Damaged pages, in order.
     pub bad_pages: Vec<BadPage>,
     /// Bytes at the end of a relation that are no whole page, and so not checked. None without page checks.
@@ -65,9 +61,7 @@ pub struct OpenFile<'r> {
     contents: Contents,
     buffer: &'r mut Vec<u8>,
     page_checks: Option<(PageChecks, u32)>,
-    crc32c: u32,
-    blake3: blake3::Hasher,
-    /// The manifest's checksum, unless it is the CRC-32C that is computed anyway.
+    /// The manifest's checksum, unless the index has it too.
     checksum: Option<Hasher>,
     bad_pages: Vec<BadPage>,
     partial_page_bytes: u64,
@@ -133,8 +127,6 @@ impl FileReader {
             contents,
             buffer: &mut self.buffer,
             page_checks,
-            crc32c: 0,
-            blake3: blake3::Hasher::new(),
             checksum,
             bad_pages: Vec::new(),
             partial_page_bytes: 0,
@@ -170,8 +162,6 @@ impl OpenFile<'_> {
         }
         let internal = || Error::new(Kind::Internal, "the buffer is shorter than the file it holds");
         let chunk = self.buffer.get(start..start.saturating_add(length)).ok_or_else(internal)?;
-        self.crc32c = crc32c::crc32c_append(self.crc32c, chunk);
-        self.blake3.update(chunk);
         if let Some(checksum) = &mut self.checksum {
             checksum.update(chunk);
         }
@@ -193,9 +183,7 @@ impl OpenFile<'_> {
         }
         Ok(FileSummary {
             size: self.size,
-            crc32c: self.crc32c,
-            blake3: self.blake3.finalize(),
-            checksum: self.checksum.map_or(Checksum::Crc32c(self.crc32c), Hasher::finish),
+            checksum: self.checksum.map(Hasher::finish),
             bad_pages: self.bad_pages,
             partial_page_bytes: self.partial_page_bytes,
         })

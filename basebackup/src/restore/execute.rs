@@ -15,7 +15,7 @@ use super::configuration::ServerConfiguration;
 use super::contents::damaged;
 use super::delta;
 use super::destination::Destination;
-use super::directories::{Place, STAGED_CONTROL, allocated, early_name};
+use super::directories::{Directories, Place, STAGED_CONTROL, allocated, early_name};
 use super::finish::{Configuration, SIGNAL_FILES, publish_control, write_manifest, write_settings, write_wal};
 use super::root::Root;
 use super::write::{FileWriter, create_directories, create_files, settle};
@@ -181,15 +181,69 @@ async fn begin(destination: &Destination, early: &[Early], writer: Arc<FileWrite
     data.synchronize(Path::new(""))
 }
 
-/// How many bytes of the existing directories are replaced.
+/// How many bytes of the existing directories are replaced. In a tablespace's, other majors and other clusters may have
+/// directories beside those of the backup, which stay.
 ///
 /// # Errors
 /// From the operating system.
-pub fn replaced(directories: &super::directories::Directories) -> Result<BTreeMap<Place, u64>> {
+pub fn replaced(directories: &Directories, entries: &[IndexEntry]) -> Result<BTreeMap<Place, u64>> {
+    let mut own: HashSet<(Place, &Path)> = HashSet::new();
+    for entry in entries {
+        let (place, below) = directories.locate(&entry.path);
+        own.extend(below.iter().next().map(|first| (place, Path::new(first))));
+    }
     let existing = directories.all().filter(|(_, path)| path.exists());
-    existing.map(|(place, path)| Ok((place, allocated(&Root::open(path)?, Path::new(""))?))).collect()
+    let sizes = existing.map(|(place, path)| {
+        let root = Root::open(path)?;
+        let bytes = match place {
+            Place::Data | Place::Wal => allocated(&root, Path::new(""))?,
+            Place::Tablespace(_) => {
+                let found = root.entries(Path::new(""))?.into_iter().map(|entry| entry.name);
+                let ours = found.filter(|name| own.contains(&(place, name.as_path())));
+                ours.map(|name| allocated(&root, &name)).sum::<Result<u64>>()?
+            }
+        };
+        Ok((place, bytes))
+    });
+    sizes.collect()
 }
 
 fn size(entry: &IndexEntry) -> u64 {
     entry.contents.as_ref().map_or(0, |contents| contents.size)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use jiff::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn only_what_is_the_backups_own_counts_as_replaced_in_a_tablespace() {
+        let scratch = tempfile::tempdir().unwrap();
+        for file in ["data/base/1", "space/PG_15_202209061/5/1", "space/PG_14_202107181/5/1"] {
+            let path = scratch.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, vec![1; 50_000]).unwrap();
+        }
+        let directories = Directories {
+            data: scratch.path().join("data"),
+            wal: None,
+            tablespaces: BTreeMap::from([(16384, scratch.path().join("space"))]),
+        };
+        let entry = IndexEntry {
+            path: MemberPath::new(&b"pg_tblspc/16384/PG_15_202209061"[..]).unwrap(),
+            pack: 1,
+            mode: 0o700,
+            modified: Timestamp::UNIX_EPOCH,
+            uid: 1,
+            gid: 1,
+            contents: None,
+        };
+        let replaced = replaced(&directories, &[entry]).unwrap();
+        let (data, space) = (replaced[&Place::Data], replaced[&Place::Tablespace(16384)]);
+        assert!(space >= 50_000 && space == data, "{replaced:?}");
+    }
 }

@@ -43,11 +43,12 @@ use self::configuration::ServerConfiguration;
 use self::destination::Destination;
 use self::directories::{Directories, Space, refuse_too_little};
 use self::execute::{Existing, Work, execute, replaced};
-use self::owner::{Accounts, Ownership};
+use self::owner::Ownership;
 use self::plan::{Plan, plan};
 use self::recovery::{Archiving, find_archive_get, relied_on, restore_command, settings, signal_file};
 use self::tablespaces::place;
 use self::target::Request;
+use crate::accounts::Accounts;
 use crate::catalog::{Catalog, archives};
 use crate::list::READ_PATIENCE;
 use crate::meter::{Pace, Requests};
@@ -126,19 +127,18 @@ async fn prepare(args: &RestoreArgs, config: &Config) -> Result<Preparation> {
     let backup = &plan.backup;
     let tablespaces = place(&backup.tablespaces, &args.tablespace_mapping, &data, wal.as_deref())?;
     let directories = Directories { data, wal, tablespaces };
-    let replaced = if args.delta {
+    if args.delta {
         directories.refuse_foreign(backup)?;
-        replaced(&directories)?
     } else {
         directories.refuse_used()?;
-        BTreeMap::new()
-    };
+    }
     let program = find_archive_get(std::env::current_exe().ok().as_deref(), std::env::var_os("PATH").as_deref())?;
     let command = restore_command(&program, config, backup.system_identifier, plan.last_segment)?;
     let same_place = host_name() == backup.host && is_same(Path::new(&backup.data_directory), &directories.data);
     let archiving = Archiving::decide(same_place, args.keep_archiving);
     let settings = settings(&plan, command, archiving);
     let entries = contents::index(&archive, backup).await?;
+    let replaced = if args.delta { replaced(&directories, &entries)? } else { BTreeMap::new() };
     let kept_wal = backup.segment_size.bytes() * backup.kept_wal.len() as u64;
     let spaces = directories.space(&entries, kept_wal, &replaced)?;
     let has_own = entries.iter().any(|entry| entry.path.as_bytes() == b"postgresql.conf");

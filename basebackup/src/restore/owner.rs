@@ -8,6 +8,7 @@ use rustix::fs::{Gid, Uid};
 use walkeep_common::repository::backup::Owner;
 
 use super::root::FileOwner;
+use crate::accounts::{Accounts, number};
 
 /// Who gets the files, and what to say about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,35 +19,18 @@ pub struct Ownership {
     pub warning: Option<String>,
 }
 
-/// The users and groups of this host.
-#[derive(Debug, Clone, Default)]
-pub struct Accounts {
-    /// `/etc/passwd`
-    pub users: String,
-    /// `/etc/group`
-    pub groups: String,
-}
-
-impl Accounts {
-    /// Reads the files where packages put them.
-    pub fn read() -> Self {
-        let text = |file| fs::read_to_string(file).unwrap_or_default();
-        Self { users: text("/etc/passwd"), groups: text("/etc/group") }
-    }
-}
-
 /// Decides for a process that may give files away: the recorded names, else the recorded numbers, as far as this host
 /// has them, else whoever owns the directory around the data directory.
 pub fn decide(recorded: &Owner, accounts: &Accounts, surroundings: FileOwner) -> Ownership {
-    let uid = find(&accounts.users, recorded.user.as_deref(), recorded.uid);
-    let gid = find(&accounts.groups, recorded.group.as_deref(), recorded.gid);
+    let uid = number(&accounts.users, recorded.user.as_deref(), recorded.uid);
+    let gid = number(&accounts.groups, recorded.group.as_deref(), recorded.gid);
     if let (Some(uid), Some(gid)) = (uid, gid) {
         return Ownership {
             owner: Some(FileOwner { uid: Uid::from_raw(uid), gid: Gid::from_raw(gid) }),
             warning: None,
         };
     }
-    let name = |name: Option<&str>, number: u32| name.map_or_else(|| number.to_string(), str::to_owned);
+    let name = |name: Option<&str>, id: u32| name.map_or_else(|| id.to_string(), str::to_owned);
     let warning = format!(
         "user \"{}\" or group \"{}\", who owned the backup's files, is not known here: they go to the owner of the \
          directory above, user {}, group {}",
@@ -56,17 +40,6 @@ pub fn decide(recorded: &Owner, accounts: &Accounts, surroundings: FileOwner) ->
         surroundings.gid.as_raw()
     );
     Ownership { owner: Some(surroundings), warning: Some(warning) }
-}
-
-/// The number of the account with this name, else this number if an account has it.
-fn find(accounts: &str, name: Option<&str>, number: u32) -> Option<u32> {
-    let entry = |line: &str| {
-        let mut fields = line.split(':');
-        Some((fields.next()?.to_owned(), fields.nth(1)?.parse::<u32>().ok()?))
-    };
-    let entries: Vec<(String, u32)> = accounts.lines().filter_map(entry).collect();
-    let named = entries.iter().find(|(found, _)| Some(found.as_str()) == name);
-    named.or_else(|| entries.iter().find(|(_, found)| *found == number)).map(|(_, number)| *number)
 }
 
 /// The owner of the nearest directory above `path` that exists.

@@ -125,7 +125,8 @@ impl Request {
             TargetArgs { target: Some(_), .. } => Target::Immediate,
             _ => Target::End,
         };
-        let (primary_conninfo, slot) = (args.primary_conninfo.clone(), args.slot.clone());
+        let primary_conninfo = check_text("--primary-conninfo", args.primary_conninfo.as_deref())?;
+        let slot = check_text("--slot", args.slot.as_deref())?;
         Ok(Self {
             target,
             bound: if args.target_inclusive { Bound::Inclusive } else { Bound::Exclusive },
@@ -152,6 +153,16 @@ fn check_name(name: &str) -> Result<String> {
     }
     Err(Error::new(Kind::Usage, format!("\"{name}\" cannot be the name of a restore point"))
         .hint(format!("PostgreSQL takes names of 1 to {MAX_NAME_BYTES} bytes.")))
+}
+
+/// A line of a configuration file cannot hold everything.
+fn check_text(option: &str, text: Option<&str>) -> Result<Option<String>> {
+    match text {
+        Some(text) if text.contains(char::is_control) => {
+            Err(Error::new(Kind::Usage, format!("{option} has a control character in it")))
+        }
+        text => Ok(text.map(str::to_owned)),
+    }
 }
 
 /// What `recovery_target_xid` compares.
@@ -218,6 +229,8 @@ mod tests {
             TargetArgs { target_name: Some("x".repeat(64)), ..TargetArgs::default() },
             TargetArgs { target_name: Some("a\nb".into()), ..TargetArgs::default() },
             TargetArgs { target_time: Some("yesterday".into()), ..TargetArgs::default() },
+            TargetArgs { primary_conninfo: Some("host=a\nport=1".into()), ..TargetArgs::default() },
+            TargetArgs { slot: Some("a\tb".into()), ..TargetArgs::default() },
         ] {
             assert_eq!(request(&args).unwrap_err().kind(), Kind::Usage);
         }

@@ -7,6 +7,7 @@ use walkeep_common::repository::backup::{Configuration, StoredObject};
 use walkeep_common::wal_object::encode::hexadecimal;
 
 use super::{Job, finish, owner};
+use crate::accounts::Accounts;
 use crate::configuration::find::{Roots, find};
 use crate::configuration::stored::{OBJECT, pack};
 
@@ -30,7 +31,8 @@ impl Job<'_> {
         if found.files.is_empty() {
             return Ok(None);
         }
-        let bytes = pack(&found.files, owner::named)
+        let accounts = Accounts::read();
+        let bytes = pack(&found.files, |uid, gid| owner::named(&accounts, uid, gid))
             .map_err(|error| Error::new(Kind::Internal, "could not write the configuration files").caused_by(error))?;
         let object = StoredObject { size: bytes.len() as u64, sha256: hexadecimal(&Sha256::digest(&bytes)) };
         finish::put(self.archive, self.id, OBJECT, bytes.into()).await?;

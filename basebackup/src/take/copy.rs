@@ -14,8 +14,9 @@ use walkeep_common::repository::backup::{BadPage, Pack};
 
 use super::packs::Pipeline;
 use super::throttle::Throttle;
+use crate::accounts::Accounts;
 use crate::files::attributes::Attributes;
-use crate::files::checksum::ChecksumAlgorithm;
+use crate::files::checksum::{Checksum, ChecksumAlgorithm};
 use crate::files::manifest::ManifestFile;
 use crate::files::read::FileReader;
 use crate::files::relation::FileKind;
@@ -183,12 +184,19 @@ pub(super) struct PackBuilder<'o> {
     writer: PackWriter,
     out: &'o mut Output,
     contents: PackContents,
+    accounts: Accounts,
     owners: HashMap<(u32, u32), Arc<Owner>>,
 }
 
 impl<'o> PackBuilder<'o> {
     pub(super) fn new(number: u32, out: &'o mut Output) -> Self {
-        Self { writer: PackWriter::new(number), out, contents: PackContents::default(), owners: HashMap::new() }
+        Self {
+            writer: PackWriter::new(number),
+            out,
+            contents: PackContents::default(),
+            accounts: Accounts::read(),
+            owners: HashMap::new(),
+        }
     }
 
     fn directory(&mut self, path: &Path, attributes: Attributes) -> Result<()> {
@@ -220,7 +228,11 @@ impl<'o> PackBuilder<'o> {
             }
         }
         let summary = file.finish()?;
-        self.contents.index.push(self.writer.end().map_err(internal)?);
+        let entry = self.writer.end().map_err(internal)?;
+        // What the index has is not computed twice.
+        let crc32c = || Checksum::Crc32c(entry.contents.as_ref().map_or(0, |contents| contents.crc32c));
+        let checksum = summary.checksum.unwrap_or_else(crc32c);
+        self.contents.index.push(entry);
         self.contents.plain_size += summary.size;
         let bad = summary.bad_pages.iter().map(|page| BadPage {
             file: path.display().to_string(),
@@ -232,7 +244,7 @@ impl<'o> PackBuilder<'o> {
             path: path.to_owned(),
             size: summary.size,
             modified: attributes.modified,
-            checksum: summary.checksum,
+            checksum,
         });
         Ok(())
     }
@@ -267,7 +279,8 @@ impl<'o> PackBuilder<'o> {
             Error::new(Kind::Invalid, format!("cannot back up \"{}\"", path.display())).caused_by(error)
         })?;
         let Attributes { uid, gid, mode, modified } = attributes;
-        let owner = self.owners.entry((uid, gid)).or_insert_with(|| Arc::new(super::owner::named(uid, gid)));
+        let owner =
+            self.owners.entry((uid, gid)).or_insert_with(|| Arc::new(super::owner::named(&self.accounts, uid, gid)));
         Ok(Member {
             path: member_path,
             kind,

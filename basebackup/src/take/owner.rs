@@ -1,17 +1,10 @@
-//! Names of users and groups, from the files where packages put them.
+//! Names of users and groups of this host.
 
-use std::fs;
-
+use crate::accounts::{Accounts, name};
 use crate::pack::member::Owner;
 
 /// The owner with these numbers and the names they have on this host.
-pub(super) fn named(uid: u32, gid: u32) -> Owner {
-    Owner { uid, gid, user: name("/etc/passwd", uid), group: name("/etc/group", gid) }
-}
-
-/// The first field of the line whose third is `id`; empty where there is none.
-fn name(file: &str, id: u32) -> String {
-    let text = fs::read_to_string(file).unwrap_or_default();
-    let line = text.lines().find(|line| line.split(':').nth(2).is_some_and(|field| field.parse() == Ok(id)));
-    line.and_then(|line| line.split(':').next()).unwrap_or_default().to_owned()
+pub(super) fn named(accounts: &Accounts, uid: u32, gid: u32) -> Owner {
+    let text = |name: Option<&str>| name.unwrap_or_default().to_owned();
+    Owner { uid, gid, user: text(name(&accounts.users, uid)), group: text(name(&accounts.groups, gid)) }
 }

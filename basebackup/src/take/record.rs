@@ -10,6 +10,7 @@ use super::args::ChecksumFailures;
 use super::copy::StoredPack;
 use super::wal::NeededWal;
 use super::{Job, owner};
+use crate::accounts::Accounts;
 use crate::files::manifest::{WalRange, wal_ranges};
 use crate::files::scan::Scan;
 use crate::session::backup_mode::{Started, Stopped};
@@ -47,7 +48,7 @@ impl Job<'_> {
     pub(super) fn record(&self, facts: Facts<'_>, needed: &NeededWal, objects: Objects) -> Result<Backup> {
         let Facts { started, stopped, scan, packs } = facts;
         let root = super::root(scan)?;
-        let named = owner::named(root.uid, root.gid);
+        let named = owner::named(&Accounts::read(), root.uid, root.gid);
         let known = |name: String| Some(name).filter(|name| !name.is_empty());
         // One made in place lies in the data directory, as its files in the packs do.
         let outside = self.server.tablespaces.iter().filter(|space| space.location.is_absolute());

@@ -312,6 +312,8 @@ fn manifest_of(cluster: &Cluster, backup: &Path, checksums: ChecksumAlgorithm) -
         let name = path.file_name().unwrap().as_encoded_bytes();
         let kind = RelationFile::parse(name).map_or(FileKind::Other, FileKind::Relation);
         let FileSummary { size, checksum, .. } = digest(&mut reader, &path, kind);
+        // CRC-32C is left to the writer of packs.
+        let checksum = checksum.unwrap_or_else(|| checksums.of(&fs::read(backup.join(&path)).unwrap()));
         writer.file(&ManifestFile { path, size, modified, checksum }).unwrap();
     }
     writer.finish(&ranges).unwrap()

@@ -56,9 +56,8 @@ fn every_file_is_delivered_as_it_is_with_its_digests() {
                 assert!(rest(&mut file) == contents, "{kind:?} {length}");
                 let summary = file.finish().unwrap();
                 assert_eq!(summary.size, length as u64);
-                assert_eq!(summary.crc32c, crc32c::crc32c(&contents));
-                assert_eq!(summary.blake3, blake3::hash(&contents));
-                assert_eq!(summary.checksum, algorithm.of(&contents));
+                let expected = (algorithm != ChecksumAlgorithm::Crc32c).then(|| algorithm.of(&contents));
+                assert_eq!(summary.checksum, expected, "{algorithm:?}");
             }
         }
     }
