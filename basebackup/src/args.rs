@@ -39,5 +39,5 @@ pub enum Command {
     /// Show everything that is recorded of one backup
     Show(ShowArgs),
     /// Restore a backup, ready to recover to a target
-    Restore(RestoreArgs),
+    Restore(Box<RestoreArgs>),
 }

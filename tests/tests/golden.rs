@@ -249,6 +249,7 @@ fn backup(packs: &[Vec<u8>], index: &[u8], manifest: &[u8]) -> Backup {
         data_directory: "/var/lib/postgresql/15/main".to_owned(),
         data_directory_mode: "0700".to_owned(),
         tablespaces: vec![Tablespace { oid: 16384, name: "space".to_owned(), location: "/srv/space".to_owned() }],
+        databases: Vec::new(),
         owner: BackupOwner { uid: 26, gid: 27, user: Some("postgres".to_owned()), group: None },
         data_checksums: true,
         bad_pages: vec![BadPage { file: "base/5/1259".to_owned(), block: 3, relation: None }],

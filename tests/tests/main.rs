@@ -21,6 +21,7 @@ mod readme;
 mod recovery;
 mod restore;
 mod restore_edges;
+mod restore_options;
 mod samples;
 mod server_configuration;
 mod site;

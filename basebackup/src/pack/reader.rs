@@ -148,15 +148,16 @@ pub struct GroupReader<'a> {
     plain: Vec<u8>,
 }
 
-impl GroupReader<'_> {
+impl<'a> GroupReader<'a> {
     /// Takes the next stored bytes, in chunks of any size, and hands on the pieces of each frame that is complete.
     ///
     /// Every piece comes from a frame whose checksum was right.
     pub fn feed<E, F>(&mut self, mut stored: &[u8], mut each: F) -> Result<(), E>
     where
         E: From<InvalidFrame>,
-        F: FnMut(&Piece<'_>, &[u8]) -> Result<(), E>,
+        F: FnMut(&Piece<'a>, &[u8]) -> Result<(), E>,
     {
+        let layout = self.layout;
         while !stored.is_empty() {
             let Some((frame, later)) = self.frames.split_first() else {
                 return Err(InvalidFrame::Misplaced.into());
@@ -174,7 +175,7 @@ impl GroupReader<'_> {
                 unpack(frame, &self.waiting, &mut self.plain)?;
                 self.waiting.clear();
             }
-            for piece in self.layout.pieces(frame.plain()) {
+            for piece in layout.pieces(frame.plain()) {
                 each(&piece, self.plain.get(within(frame, &piece.plain)).ok_or(InvalidFrame::Misplaced)?)?;
             }
             (self.frames, stored) = (later, rest);

@@ -78,6 +78,13 @@ pub(super) fn next_steps(plan: &Plan, done: &Done, archiving: Archiving, took: D
     if matches!(plan.end, RecoveryEnd::Hole(_)) {
         let _ = writeln!(text, "What was committed after the hole is lost to this server.");
     }
+    if let Some(left_out) = &done.left_out {
+        let _ = writeln!(
+            text,
+            "Left out: {left_out}. Nobody can connect to these databases: drop them (DROP DATABASE). Other databases \
+             are whole. There is no backup_manifest, since it would list what is not there."
+        );
+    }
     let _ = writeln!(text, "Archiving is {}.", archiving.to_text(backup));
     text
 }

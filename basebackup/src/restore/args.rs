@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args};
+use clap::{ArgAction, Args, ValueEnum};
+use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::lsn::Lsn;
 use walkeep_common::repository::layout::BackupId;
 use walkeep_common::wal::segment::Timeline;
@@ -20,7 +21,7 @@ pub struct RestoreArgs {
     #[arg(value_name = "ID", default_value = "latest", value_parser = parse_backup)]
     pub backup: BackupChoice,
     /// Where to restore to: an empty directory, or one that does not exist yet
-    #[arg(short = 'D', long, value_name = "DIRECTORY", required_unless_present = "to_cluster")]
+    #[arg(short = 'D', long, value_name = "DIRECTORY", alias = "datadir", required_unless_present = "to_cluster")]
     pub pgdata: Option<PathBuf>,
     /// Only print what would be done, and why
     #[arg(long)]
@@ -34,6 +35,12 @@ pub struct RestoreArgs {
     /// Put the tablespace that was in OLDDIR into NEWDIR ("=" in a name is written "\=")
     #[arg(short = 'T', long, value_name = "OLDDIR=NEWDIR")]
     pub tablespace_mapping: Vec<Mapping>,
+    /// Only this database; may be repeated. The others become empty shells that nobody can connect to, only drop
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["delta", "standby"])]
+    pub only_database: Vec<String>,
+    /// Refuse to replay more WAL than this, such as 100GB: a newer backup may be faster
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub max_wal: Option<u64>,
     /// Directory for WAL; pg_wal becomes a link to it
     #[arg(long, value_name = "DIRECTORY")]
     pub waldir: Option<PathBuf>,
@@ -55,6 +62,9 @@ pub struct RestoreArgs {
     /// Only from the cluster with this system identifier
     #[arg(long, value_name = "NUMBER")]
     pub system_identifier: Option<u64>,
+    /// How Patroni calls it.
+    #[command(flatten)]
+    pub patroni: PatroniArgs,
     /// Form of the plan
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub format: Format,
@@ -102,6 +112,32 @@ pub struct TargetArgs {
     pub slot: Option<String>,
 }
 
+/// What Patroni passes to the commands of `create_replica_methods` and of `bootstrap`, besides `--datadir`, which is
+/// `--pgdata`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct PatroniArgs {
+    /// Patroni's name of the cluster: accepted, and of no consequence
+    #[arg(long, value_name = "NAME", hide = true)]
+    pub scope: Option<String>,
+    /// Patroni's role of the server to be: replica is --standby
+    #[arg(long, value_name = "ROLE", hide = true)]
+    pub role: Option<PatroniRole>,
+    /// Patroni's --primary-conninfo; empty where there is no leader
+    #[arg(long, value_name = "CONNINFO", hide = true, conflicts_with = "primary_conninfo")]
+    pub connstring: Option<String>,
+}
+
+/// What a server is to Patroni.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PatroniRole {
+    /// Follows the leader
+    #[value(alias = "standby", alias = "standby_leader")]
+    Replica,
+    /// Leads
+    #[value(alias = "master")]
+    Primary,
+}
+
 /// Which backup is restored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BackupChoice {
@@ -112,6 +148,24 @@ pub enum BackupChoice {
 }
 
 impl RestoreArgs {
+    /// The target that is meant.
+    ///
+    /// # Errors
+    /// `Usage` for a target of a standby.
+    pub fn request(&self) -> Result<TargetArgs> {
+        let mut target = self.target.clone();
+        if self.patroni.role != Some(PatroniRole::Replica) {
+            return Ok(target);
+        }
+        if target.has_end() || !self.only_database.is_empty() {
+            return Err(Error::new(Kind::Usage, "a replica has no recovery target, and all databases"));
+        }
+        target.standby = true;
+        let connstring = self.patroni.connstring.clone().filter(|text| !text.is_empty());
+        target.primary_conninfo = target.primary_conninfo.or(connstring);
+        Ok(target)
+    }
+
     /// The data directory that is meant.
     pub fn data_directory(&self) -> PathBuf {
         let of_cluster = || self.to_cluster.as_ref().map(DebianCluster::data_directory);
@@ -119,7 +173,35 @@ impl RestoreArgs {
     }
 }
 
-fn parse_backup(text: &str) -> Result<BackupChoice, String> {
+impl TargetArgs {
+    /// Whether recovery is to end anywhere.
+    fn has_end(&self) -> bool {
+        self.target_time.is_some()
+            || self.target_lsn.is_some()
+            || self.target_xid.is_some()
+            || self.target_name.is_some()
+            || self.target.is_some()
+            || self.until_hole
+    }
+}
+
+/// Bytes: a number with a unit as PostgreSQL's settings have it, or only its first letter.
+fn parse_size(text: &str) -> std::result::Result<u64, String> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let shift = match unit.trim_start() {
+        "B" => Some(0),
+        "k" | "K" | "kB" | "KB" => Some(10),
+        "M" | "MB" => Some(20),
+        "G" | "GB" => Some(30),
+        "T" | "TB" => Some(40),
+        _ => None,
+    };
+    let bytes = shift.and_then(|shift| number.parse::<u64>().ok()?.checked_mul(1 << shift));
+    bytes.ok_or_else(|| "expected a size with a unit, such as 100GB".to_owned())
+}
+
+fn parse_backup(text: &str) -> std::result::Result<BackupChoice, String> {
     match text {
         "latest" => Ok(BackupChoice::Newest),
         id => id.parse().map(BackupChoice::Id).map_err(|error| error.to_string()),
@@ -127,7 +209,7 @@ fn parse_backup(text: &str) -> Result<BackupChoice, String> {
 }
 
 /// As in PostgreSQL, 0x begins a hexadecimal number: so timelines are written in file names.
-fn parse_timeline(text: &str) -> Result<TimelineChoice, String> {
+fn parse_timeline(text: &str) -> std::result::Result<TimelineChoice, String> {
     let number = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         Some(digits) => u32::from_str_radix(digits, 16).ok(),
         None => text.parse().ok(),
@@ -152,7 +234,7 @@ mod tests {
         restore: RestoreArgs,
     }
 
-    fn parse(line: &[&str]) -> Result<RestoreArgs, clap::Error> {
+    fn parse(line: &[&str]) -> std::result::Result<RestoreArgs, clap::Error> {
         let all = ["restore", "-D", "/data"].iter().chain(line);
         Command::try_parse_from(all).map(|command| command.restore)
     }
@@ -183,8 +265,38 @@ mod tests {
             &["--target-timeline", "newest"],
             &["-j", "0"],
             &["-T", "a=b"],
+            &["-j", "65"],
+            &["--max-wal", "100"],
+            &["--max-wal", "GB"],
+            &["--only-database", "a", "--standby"],
+            &["--only-database", "a", "--delta"],
         ] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in [("10MB", 10 << 20), ("1G", 1 << 30), ("5 TB", 5 << 40), ("7B", 7), ("3k", 3072)] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        assert!(parse_size("99999999999TB").is_err());
+    }
+
+    #[test]
+    fn patroni_s_words_mean_a_standby_of_its_leader() {
+        let parse = |words: &[&str]| {
+            let all = ["restore", "--datadir=/data", "--scope=batman"].iter().chain(words);
+            Command::try_parse_from(all).unwrap().restore
+        };
+        let replica = parse(&["--role=replica", "--connstring=host=a user=b"]);
+        assert_eq!(replica.data_directory(), PathBuf::from("/data"));
+        let request = replica.request().unwrap();
+        assert_eq!((request.standby, request.primary_conninfo.as_deref()), (true, Some("host=a user=b")));
+        let alone = parse(&["--role=replica", "--connstring="]).request().unwrap();
+        assert_eq!((alone.standby, alone.primary_conninfo), (true, None));
+        let bootstrap = parse(&["--target-time=2026-11-22 10:15:00+02"]).request().unwrap();
+        assert!(!bootstrap.standby && bootstrap.target_time.is_some());
+        assert!(parse(&["--role=replica", "--target=immediate"]).request().is_err());
     }
 }

@@ -26,7 +26,7 @@ pub const LOST_AND_FOUND: &str = "lost+found";
 
 /// What file systems give files in.
 const BLOCK_BYTES: u64 = 4096;
-/// About what a file's entry in PostgreSQL's manifest takes.
+/// About what a file's line in PostgreSQL's manifest takes.
 const MANIFEST_LINE_BYTES: u64 = 200;
 
 /// Where everything goes.
@@ -167,15 +167,19 @@ impl Directories {
     ///
     /// # Errors
     /// From the operating system.
-    pub fn space(&self, entries: &[IndexEntry], kept_wal: u64, replaced: &BTreeMap<Place, u64>) -> Result<Vec<Space>> {
+    pub fn space<'e>(
+        &self,
+        entries: impl Iterator<Item = &'e IndexEntry>,
+        kept_wal: u64,
+        replaced: &BTreeMap<Place, u64>,
+    ) -> Result<Vec<Space>> {
         let mut needed: BTreeMap<Place, u64> = BTreeMap::new();
         for entry in entries {
+            *needed.entry(Place::Data).or_default() += MANIFEST_LINE_BYTES;
             // A directory takes up a block as well.
             let size = entry.contents.as_ref().map_or(BLOCK_BYTES, |contents| contents.size);
             *needed.entry(self.locate(&entry.path).0).or_default() += size.next_multiple_of(BLOCK_BYTES);
         }
-        // The manifest has a line for each file.
-        *needed.entry(Place::Data).or_default() += entries.len() as u64 * MANIFEST_LINE_BYTES;
         let wal = if self.wal.is_some() { Place::Wal } else { Place::Data };
         *needed.entry(wal).or_default() += kept_wal;
         let mut spaces: BTreeMap<u64, Space> = BTreeMap::new();

@@ -16,8 +16,11 @@ use super::contents::damaged;
 use super::delta;
 use super::destination::Destination;
 use super::directories::{Directories, Place, STAGED_CONTROL, allocated, early_name};
-use super::finish::{Configuration, SIGNAL_FILES, publish_control, write_manifest, write_settings, write_wal};
+use super::finish::{
+    Configuration, Manifest, SIGNAL_FILES, publish_control, write_manifest, write_settings, write_wal,
+};
 use super::root::Root;
+use super::selection::Selection;
 use super::write::{FileWriter, create_directories, create_files, settle};
 use crate::meter::{Meter, Pace, Requests};
 use crate::pack::index::IndexEntry;
@@ -48,6 +51,8 @@ pub struct Work {
     pub signal_file: &'static str,
     /// The server's configuration files outside the data directory.
     pub configuration: Option<ServerConfiguration>,
+    /// The databases that are left out.
+    pub selection: Option<Selection>,
     /// What to do with what is there.
     pub existing: Existing,
     /// How often progress is told.
@@ -72,6 +77,8 @@ pub struct Done {
     pub configuration: Configuration,
     /// The command that starts the server.
     pub start_command: String,
+    /// The databases that were left out.
+    pub left_out: Option<String>,
 }
 
 /// Restores.
@@ -83,7 +90,9 @@ pub(crate) async fn execute(work: Work, reporter: Reporter, requests: &Requests)
     let archive = work.archive.with_patience(PATIENCE);
     let destination = Arc::new(work.destination);
     let (early, entries) = sort_out(&archive, &work.backup, work.entries)?;
-    let meter = Arc::new(Meter::new("restored", entries.iter().map(size).sum()));
+    let is_left_out = |entry: &IndexEntry| work.selection.as_ref().is_some_and(|selection| selection.leaves_out(entry));
+    let total = entries.iter().filter(|entry| !is_left_out(entry)).map(size).sum();
+    let meter = Arc::new(Meter::new("restored", total));
     let writer = |meter: &Arc<Meter>| {
         let (archive, backup) = (archive.clone(), work.backup.clone());
         Arc::new(FileWriter::new(archive, backup, Arc::clone(&destination), Arc::clone(meter)))
@@ -96,10 +105,9 @@ pub(crate) async fn execute(work: Work, reporter: Reporter, requests: &Requests)
         };
         create_directories(&destination, &entries)?;
         destination.set_modes()?;
-        let missing: Vec<IndexEntry> =
-            entries.iter().filter(|entry| entry.contents.is_some() && !kept.contains(&entry.path)).cloned().collect();
-        create_files(&destination, &missing)?;
-        writer(&meter).write(&missing, work.jobs).await?;
+        let is_missing = |entry: &IndexEntry| entry.contents.is_some() && !kept.contains(&entry.path);
+        create_files(&destination, entries.iter().filter(|entry| is_missing(entry)))?;
+        writer(&meter).write(&entries, |entry| is_missing(entry) && !is_left_out(entry), work.jobs).await?;
         Ok::<usize, Error>(kept.len())
     };
     let copied = tokio::select! {
@@ -109,7 +117,9 @@ pub(crate) async fn execute(work: Work, reporter: Reporter, requests: &Requests)
     Meter::clear();
     let kept = copied?;
     write_wal(&archive, &work.backup, &destination).await?;
-    write_manifest(&archive, &work.backup, &destination).await?;
+    // PostgreSQL's manifest lists what is left out as well: nothing could be verified with it.
+    let manifest = if work.selection.is_none() { Manifest::Written } else { Manifest::LeftAway };
+    write_manifest(&archive, &work.backup, &destination, manifest).await?;
     let configuration = write_settings(&destination, &work.settings, work.signal_file)?;
     settle(&destination, &Arc::new(entries), work.jobs).await?;
     publish_control(&destination)?;
@@ -122,7 +132,8 @@ pub(crate) async fn execute(work: Work, reporter: Reporter, requests: &Requests)
         }
         None => (configuration, format!("pg_ctl -D \"{}\" start", destination.directories().data.display())),
     };
-    Ok(Done { kept, configuration, start_command })
+    let left_out = work.selection.as_ref().map(Selection::to_text);
+    Ok(Done { kept, configuration, start_command, left_out })
 }
 
 /// A member that is written before all others.
@@ -172,7 +183,7 @@ async fn begin(destination: &Destination, early: &[Early], writer: Arc<FileWrite
         data.remove_file(entry.path.as_path())?;
     }
     create_files(destination, &entries)?;
-    writer.write(&entries, 1).await?;
+    writer.write(&entries, |_| true, 1).await?;
     for Early { entry, name } in early {
         data.settle(entry.path.as_path(), entry.mode, destination.owner)?;
         data.rename(entry.path.as_path(), Path::new(name))?;

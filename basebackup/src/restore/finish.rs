@@ -25,12 +25,26 @@ const SUMMARIES_SINCE: u32 = 17;
 /// The files that make a server recover; what a backup of a standby has of them says nothing about the restored one.
 pub(super) const SIGNAL_FILES: [&str; 2] = ["recovery.signal", "standby.signal"];
 
+/// What becomes of PostgreSQL's manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Manifest {
+    /// It is there for `pg_verifybackup`.
+    Written,
+    /// There is none.
+    LeftAway,
+}
+
 /// Points `tablespace_map` to where the tablespaces are now, or PostgreSQL would link to where they were. Stores the
 /// manifest, which says the same.
 ///
 /// # Errors
 /// `Damaged` if either is not what PostgreSQL writes; `Refused`; `Unavailable`; from the operating system.
-pub(super) async fn write_manifest(archive: &WalArchive, backup: &Backup, destination: &Destination) -> Result<()> {
+pub(super) async fn write_manifest(
+    archive: &WalArchive,
+    backup: &Backup,
+    destination: &Destination,
+    what: Manifest,
+) -> Result<()> {
     let mut manifest = contents::manifest(archive, backup).await?;
     let data = destination.data()?;
     let damaged = |name: &str, problem: &dyn std::fmt::Display| {
@@ -56,7 +70,10 @@ pub(super) async fn write_manifest(archive: &WalArchive, backup: &Backup, destin
         manifest =
             replace_file(&manifest[..], Vec::new(), &replacement).map_err(|error| damaged(TABLESPACE_MAP, &error))?;
     }
-    put(destination, data, Path::new("backup_manifest"), &manifest)
+    match what {
+        Manifest::Written => put(destination, data, Path::new("backup_manifest"), &manifest),
+        Manifest::LeftAway => Ok(()),
+    }
 }
 
 /// The map with every path as it is now; nothing if that is what it says already.

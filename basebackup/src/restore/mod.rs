@@ -18,6 +18,7 @@ pub mod owner;
 pub mod plan;
 pub mod recovery;
 pub mod root;
+pub mod selection;
 pub mod settings;
 pub mod tablespaces;
 pub mod target;
@@ -34,6 +35,7 @@ use jiff::tz::TimeZone;
 use walkeep_common::cli::{Reporter, Severity, host_name};
 use walkeep_common::config::Config;
 use walkeep_common::error::{Error, IoContext as _, Kind, Result};
+use walkeep_common::postgres::tablespace_map::{self, TablespaceLink};
 use walkeep_common::repository::backup::Backup;
 use walkeep_common::wal_archive::WalArchive;
 
@@ -46,6 +48,7 @@ use self::execute::{Existing, Work, execute, replaced};
 use self::owner::Ownership;
 use self::plan::{Plan, plan};
 use self::recovery::{Archiving, find_archive_get, relied_on, restore_command, settings, signal_file};
+use self::selection::Selection;
 use self::tablespaces::place;
 use self::target::Request;
 use crate::accounts::Accounts;
@@ -70,6 +73,7 @@ struct Preparation {
     archiving: Archiving,
     settings: Vec<(String, String)>,
     configuration: Option<ServerConfiguration>,
+    selection: Option<Selection>,
 }
 
 /// Restores a backup, or says what a restore would do.
@@ -94,8 +98,18 @@ pub async fn restore(args: &RestoreArgs, config: &Config, reporter: Reporter) ->
     if args.dry_run {
         return Ok(());
     }
-    let Preparation { archive, plan, directories, entries, ownership, archiving, settings, configuration, .. } =
-        prepared;
+    let Preparation {
+        archive,
+        plan,
+        directories,
+        entries,
+        ownership,
+        archiving,
+        settings,
+        configuration,
+        selection,
+        ..
+    } = prepared;
     let backup = plan.backup.clone();
     let mode = data_directory_mode(&backup);
     let work = Work {
@@ -107,6 +121,7 @@ pub async fn restore(args: &RestoreArgs, config: &Config, reporter: Reporter) ->
         settings,
         signal_file: signal_file(&plan.request.role),
         configuration,
+        selection,
         existing: if args.delta { Existing::Delta } else { Existing::Nothing },
         pace: Pace::of(args.progress),
     };
@@ -119,14 +134,17 @@ pub async fn restore(args: &RestoreArgs, config: &Config, reporter: Reporter) ->
 }
 
 async fn prepare(args: &RestoreArgs, config: &Config) -> Result<Preparation> {
-    let request = Request::new(&args.target, &TimeZone::system())?;
+    let request = Request::new(&args.request()?, &TimeZone::system())?;
     let data = real_path(&args.data_directory())?;
     let wal = args.waldir.as_deref().map(real_path).transpose()?;
     let (archive, catalog) = find_cluster(args, config).await?;
     let plan = plan(&archive, &catalog, &args.backup, request).await?;
     let backup = &plan.backup;
+    refuse_much_wal(&plan, args.max_wal)?;
+    let selection = Selection::new(backup, &args.only_database)?;
     let tablespaces = place(&backup.tablespaces, &args.tablespace_mapping, &data, wal.as_deref())?;
     let directories = Directories { data, wal, tablespaces };
+    refuse_unwritable_map(backup, &directories)?;
     if args.delta {
         directories.refuse_foreign(backup)?;
     } else {
@@ -140,7 +158,8 @@ async fn prepare(args: &RestoreArgs, config: &Config) -> Result<Preparation> {
     let entries = contents::index(&archive, backup).await?;
     let replaced = if args.delta { replaced(&directories, &entries)? } else { BTreeMap::new() };
     let kept_wal = backup.segment_size.bytes() * backup.kept_wal.len() as u64;
-    let spaces = directories.space(&entries, kept_wal, &replaced)?;
+    let is_written = |entry: &&IndexEntry| !selection.as_ref().is_some_and(|selection| selection.leaves_out(entry));
+    let spaces = directories.space(entries.iter().filter(is_written), kept_wal, &replaced)?;
     let has_own = entries.iter().any(|entry| entry.path.as_bytes() == b"postgresql.conf");
     let configuration = configuration::prepare(args, &archive, backup, &directories, has_own).await?;
     let ownership = if rustix::process::geteuid().is_root() {
@@ -148,7 +167,40 @@ async fn prepare(args: &RestoreArgs, config: &Config) -> Result<Preparation> {
     } else {
         Ownership { owner: None, warning: None }
     };
-    Ok(Preparation { archive, plan, directories, entries, spaces, ownership, archiving, settings, configuration })
+    Ok(Preparation {
+        archive,
+        plan,
+        directories,
+        entries,
+        spaces,
+        ownership,
+        archiving,
+        settings,
+        configuration,
+        selection,
+    })
+}
+
+/// Refuses paths that PostgreSQL's `tablespace_map` has no way to write.
+fn refuse_unwritable_map(backup: &Backup, directories: &Directories) -> Result<()> {
+    let links = directories.tablespaces.iter().map(|(oid, path)| TablespaceLink { oid: *oid, path: path.clone() });
+    let written = tablespace_map::write(&links.collect::<Vec<_>>(), backup.pg_major());
+    written.map(drop).map_err(|error| Error::new(Kind::Usage, "cannot map tablespaces").caused_by(error))
+}
+
+/// Refuses what would be replayed longer than a newer backup takes.
+fn refuse_much_wal(plan: &Plan, most: Option<u64>) -> Result<()> {
+    let wal = plan.wal_bytes();
+    let Some(most) = most.filter(|&most| wal > most) else { return Ok(()) };
+    let message = format!(
+        "{} of WAL would have to be replayed from backup {} on, more than the {} of --max-wal",
+        bytes(wal),
+        plan.backup.id,
+        bytes(most)
+    );
+    let hint =
+        "Take a newer backup with: basebackup take. A standby can also be copied from its primary: pg_basebackup.";
+    Err(Error::new(Kind::NotFound, message).hint(hint))
 }
 
 /// The archive of the cluster that is meant, and its backups.
@@ -173,7 +225,7 @@ async fn find_cluster(args: &RestoreArgs, config: &Config) -> Result<(WalArchive
 }
 
 fn print_plan(prepared: &Preparation, format: Format) -> Result<()> {
-    let Preparation { plan, directories, spaces, archiving, settings, configuration, .. } = prepared;
+    let Preparation { plan, directories, spaces, archiving, settings, configuration, selection, .. } = prepared;
     if format == Format::Json {
         let mut json = plan.to_json();
         if let Some(fields) = json.as_object_mut() {
@@ -203,6 +255,9 @@ fn print_plan(prepared: &Preparation, format: Format) -> Result<()> {
     for tablespace in &plan.backup.tablespaces {
         let Some(path) = directories.tablespaces.get(&tablespace.oid) else { continue };
         let _ = writeln!(text, "{:<12}tablespace \"{}\" in \"{}\"", "", tablespace.name, path.display());
+    }
+    if let Some(selection) = selection {
+        let _ = writeln!(text, "{:<12}without {}: empty shells of the same size", "Databases", selection.to_text());
     }
     if let Some(configuration) = configuration {
         let _ = writeln!(text, "{:<12}configuration in {}", "", configuration.to_text());

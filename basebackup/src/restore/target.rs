@@ -126,7 +126,7 @@ impl Request {
             _ => Target::End,
         };
         let primary_conninfo = check_text("--primary-conninfo", args.primary_conninfo.as_deref())?;
-        let slot = check_text("--slot", args.slot.as_deref())?;
+        let slot = args.slot.as_deref().map(check_slot).transpose()?;
         Ok(Self {
             target,
             bound: if args.target_inclusive { Bound::Inclusive } else { Bound::Exclusive },
@@ -163,6 +163,16 @@ fn check_text(option: &str, text: Option<&str>) -> Result<Option<String>> {
         }
         text => Ok(text.map(str::to_owned)),
     }
+}
+
+/// As `ReplicationSlotValidateName` (src/backend/replication/slot.c) has it.
+fn check_slot(name: &str) -> Result<String> {
+    let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    if (1..=MAX_NAME_BYTES).contains(&name.len()) && name.bytes().all(good) {
+        return Ok(name.to_owned());
+    }
+    Err(Error::new(Kind::Usage, format!("\"{name}\" cannot be the name of a replication slot"))
+        .hint("It consists of lower-case letters, digits and underscores, 63 at most."))
 }
 
 /// What `recovery_target_xid` compares.

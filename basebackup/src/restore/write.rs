@@ -42,10 +42,19 @@ pub(super) struct FileWriter {
     meter: Arc<Meter>,
 }
 
-/// What was written of each file so far.
+/// What was written of each file so far. A file that is whole is compared and forgotten, so that millions of small ones
+/// take no memory.
 #[derive(Debug, Default)]
 struct Checks {
-    parts: Mutex<HashMap<MemberPath, Vec<Part>>>,
+    progress: Mutex<CheckProgress>,
+}
+
+#[derive(Debug, Default)]
+struct CheckProgress {
+    /// Files that were written from their first byte to their last, and are what the index says.
+    whole: usize,
+    /// The parts of the others.
+    parts: HashMap<MemberPath, Vec<Part>>,
 }
 
 /// A part of a file that was written.
@@ -74,17 +83,24 @@ impl FileWriter {
         Self { archive, backup, destination, checks: Checks::default(), meter }
     }
 
-    /// Writes these members, in the order of the index, with so many jobs at the same time.
+    /// Writes the members that are wanted, in the order of the index, with so many jobs at the same time.
     ///
     /// # Errors
     /// `Damaged` if a pack is not what was stored; `Refused`; `Unavailable`; from the operating system.
-    pub(super) async fn write(self: Arc<Self>, entries: &[IndexEntry], jobs: usize) -> Result<()> {
-        let by_pack: Vec<(u32, Vec<IndexEntry>)> = entries
-            .chunk_by(|a, b| a.pack == b.pack)
-            .filter_map(|run| Some((run.first()?.pack, run.to_vec())))
-            .collect();
-        let layouts = stream::iter(by_pack).map(|(pack, members)| self.layout(pack, members)).buffered(2);
-        let groups = layouts.map_ok(|(pack, layout)| {
+    pub(super) async fn write(
+        self: Arc<Self>,
+        entries: &[IndexEntry],
+        is_wanted: impl Fn(&IndexEntry) -> bool,
+        jobs: usize,
+    ) -> Result<()> {
+        let is_wanted = |entry: &&IndexEntry| size(entry) > 0 && is_wanted(entry);
+        let runs = entries.chunk_by(|a, b| a.pack == b.pack).filter(|run| run.iter().any(|entry| is_wanted(&entry)));
+        // Of two packs at a time there is a copy of the members.
+        let layouts = stream::iter(runs).map(|run| {
+            let pack = run.first().map_or(0, |first| first.pack);
+            self.layout(pack, run.iter().filter(is_wanted).cloned().collect())
+        });
+        let groups = layouts.buffered(2).map_ok(|(pack, layout)| {
             let layout = Arc::new(layout);
             let groups = layout.groups(GROUP_BYTES);
             stream::iter(groups.into_iter().map(move |group| Ok((pack, Arc::clone(&layout), group))))
@@ -94,7 +110,7 @@ impl FileWriter {
             async move { writer.write_group(pack, layout, group).await }
         });
         work.try_buffer_unordered(jobs).try_collect::<()>().await?;
-        self.finish(entries)
+        self.checks.finish(entries.iter().filter(is_wanted).count())
     }
 
     /// Reads a pack's seek table and lays the members over it.
@@ -145,34 +161,26 @@ impl FileWriter {
 
     fn unpack(&self, layout: &PackLayout, group: &FrameGroup, stored: &[u8]) -> Result<(), Failure> {
         let mut reader = layout.read(group);
-        reader.feed(stored, |piece, bytes| self.write_piece(piece, bytes).map_err(Failure::Other))?;
+        let mut written: Vec<(&IndexEntry, Part)> = Vec::new();
+        reader.feed(stored, |piece, bytes| {
+            self.write_piece(piece, bytes).map_err(Failure::Other)?;
+            let part = Part { offset: piece.offset, length: bytes.len(), crc32c: crc32c::crc32c(bytes) };
+            written.push((piece.member, part));
+            Ok::<(), Failure>(())
+        })?;
         reader.finish()?;
+        // Only now: a group that fails is fetched and written once more.
+        for (entry, part) in written {
+            self.checks.note(entry, part).map_err(|problem| Failure::Other(self.damaged(entry.pack, &problem)))?;
+            self.meter.add(part.length as u64);
+        }
         Ok(())
     }
 
     fn write_piece(&self, piece: &Piece<'_>, bytes: &[u8]) -> Result<()> {
         let (root, below) = self.destination.locate(&piece.member.path)?;
         let file = root.open_to_write(below)?;
-        write_around_holes(&file, piece.offset, bytes).context("write file", &root.path().join(below))?;
-        self.checks.note(
-            &piece.member.path,
-            Part { offset: piece.offset, length: bytes.len(), crc32c: crc32c::crc32c(bytes) },
-        );
-        self.meter.add(bytes.len() as u64);
-        Ok(())
-    }
-
-    /// Sees that every file was written from its first byte to its last, and is what the index says.
-    fn finish(&self, entries: &[IndexEntry]) -> Result<()> {
-        for entry in entries {
-            let Some(contents) = &entry.contents else { continue };
-            let found = self.checks.whole(&entry.path);
-            if found != Some((contents.size, contents.crc32c)) {
-                let problem = format!("\"{}\" in it does not have the size and the checksum of the index", entry.path);
-                return Err(self.damaged(entry.pack, &problem));
-            }
-        }
-        Ok(())
+        write_around_holes(&file, piece.offset, bytes).context("write file", &root.path().join(below))
     }
 
     fn damaged(&self, pack: u32, problem: &str) -> Error {
@@ -181,29 +189,54 @@ impl FileWriter {
 }
 
 impl Checks {
-    fn note(&self, path: &MemberPath, part: Part) {
-        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        match parts.get_mut(path) {
-            Some(parts) => parts.push(part),
-            None => drop(parts.insert(path.clone(), vec![part])),
+    /// Notes a part, and compares the file with the index once all of it is there.
+    fn note(&self, entry: &IndexEntry, part: Part) -> Result<(), String> {
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let size = size(entry);
+        let parts = if part.length as u64 == size {
+            vec![part]
+        } else {
+            let parts = progress.parts.entry(entry.path.clone()).or_default();
+            parts.push(part);
+            if parts.iter().map(|part| part.length as u64).sum::<u64>() < size {
+                return Ok(());
+            }
+            progress.parts.remove(&entry.path).unwrap_or_default()
+        };
+        let expected = entry.contents.as_ref().map(|contents| (contents.size, contents.crc32c));
+        if whole(parts) != expected {
+            return Err(format!("\"{}\" in it does not have the size and the checksum of the index", entry.path));
         }
+        progress.whole += 1;
+        Ok(())
     }
 
-    /// The size and the CRC-32C of a file whose parts follow each other without a gap. A part that was written again
-    /// counts once.
-    fn whole(&self, path: &MemberPath) -> Option<(u64, u32)> {
-        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner).remove(path).unwrap_or_default();
-        parts.sort_unstable();
-        parts.dedup();
-        let mut whole = (0, 0);
-        for part in parts {
-            if part.offset != whole.0 {
-                return None;
-            }
-            whole = (whole.0 + part.length as u64, crc32c::crc32c_combine(whole.1, part.crc32c, part.length));
+    /// Sees that so many files were written in full.
+    fn finish(&self, expected: usize) -> Result<()> {
+        let progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        if progress.whole == expected && progress.parts.is_empty() {
+            return Ok(());
         }
-        Some(whole)
+        let found = progress.whole;
+        Err(Error::new(Kind::Internal, format!("{found} of {expected} files were written in full")))
     }
+}
+
+/// The size and the CRC-32C of a file whose parts follow each other without a gap.
+fn whole(mut parts: Vec<Part>) -> Option<(u64, u32)> {
+    parts.sort_unstable();
+    let mut whole = (0, 0);
+    for part in parts {
+        if part.offset != whole.0 {
+            return None;
+        }
+        whole = (whole.0 + part.length as u64, crc32c::crc32c_combine(whole.1, part.crc32c, part.length));
+    }
+    Some(whole)
+}
+
+fn size(entry: &IndexEntry) -> u64 {
+    entry.contents.as_ref().map_or(0, |contents| contents.size)
 }
 
 /// What the owner must be allowed to do with a file or a directory until everything is in place.
@@ -299,6 +332,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt as _;
 
     use super::*;
+    use crate::pack::index::Contents;
 
     #[test]
     fn zeros_are_left_out_and_everything_else_is_written_where_it_belongs() {
@@ -318,21 +352,40 @@ mod tests {
     #[test]
     fn parts_in_any_order_make_a_whole_and_gaps_do_not() {
         let bytes: Vec<u8> = (0..100_000u32).map(|number| (number % 251) as u8).collect();
-        let path = |name: &str| MemberPath::new(name.as_bytes()).unwrap();
         let part = |range: std::ops::Range<usize>| Part {
             offset: range.start as u64,
             length: range.len(),
             crc32c: crc32c::crc32c(&bytes[range]),
         };
+        let entry = |name: &str| IndexEntry {
+            path: MemberPath::new(name.as_bytes()).unwrap(),
+            pack: 1,
+            mode: 0o600,
+            modified: jiff::Timestamp::UNIX_EPOCH,
+            uid: 1,
+            gid: 1,
+            contents: Some(Contents {
+                offset: 0,
+                size: 100_000,
+                blake3: blake3::hash(&bytes),
+                crc32c: crc32c::crc32c(&bytes),
+            }),
+        };
+        let note = |checks: &Checks, name: &str, bounds: &[usize]| {
+            let mut parts = bounds.windows(2).map(|bounds| part(bounds[0]..bounds[1]));
+            parts.try_for_each(|part| checks.note(&entry(name), part))
+        };
         let checks = Checks::default();
-        for range in [70_000..100_000, 0..512, 512..70_000, 0..512] {
-            checks.note(&path("whole"), part(range));
-        }
-        for range in [0..512, 513..100_000] {
-            checks.note(&path("gap"), part(range));
-        }
-        assert_eq!(checks.whole(&path("whole")), Some((100_000, crc32c::crc32c(&bytes))));
-        assert_eq!(checks.whole(&path("gap")), None);
-        assert_eq!(checks.whole(&path("empty")), Some((0, 0)));
+        checks.note(&entry("parts"), part(70_000..100_000)).unwrap();
+        note(&checks, "parts", &[0, 512, 70_000]).unwrap();
+        note(&checks, "at once", &[0, 100_000]).unwrap();
+        checks.finish(2).unwrap();
+        assert!(checks.finish(3).is_err());
+        checks.note(&entry("gap"), part(0..512)).unwrap();
+        assert!(checks.note(&entry("gap"), part(511..99_999)).is_err());
+        note(&checks, "unfinished", &[0, 512]).unwrap();
+        assert!(checks.finish(2).is_err());
+        let other = Part { crc32c: 7, ..part(0..100_000) };
+        assert!(checks.note(&entry("other"), other).unwrap_err().contains("\"other\""));
     }
 }

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use tokio_postgres::Row;
 use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::lsn::Lsn;
+use walkeep_common::repository::backup::Database;
 use walkeep_common::wal::segment::{SegmentSize, Timeline};
 
 use super::{ServerVersion, Session};
@@ -41,6 +42,8 @@ pub struct Server {
     pub settings: Settings,
     /// Tablespaces besides the two in the data directory, by object identifier.
     pub tablespaces: Vec<Tablespace>,
+    /// Its databases, by object identifier.
+    pub databases: Vec<Database>,
     /// That archiving fails right now.
     pub archiver_failure: Option<ArchiverFailure>,
 }
@@ -129,8 +132,10 @@ impl Session {
         let cluster = self.query_one("read the server's state", &cluster_sql(self.version()), &[]).await?;
         let settings = self.query("read the server's settings", SETTINGS_SQL, &[]).await?;
         let tablespaces = self.query("read the tablespaces", TABLESPACES_SQL, &[]).await?;
+        let databases = self.query("read the databases", DATABASES_SQL, &[]).await?;
         let archiver = self.query("read the archiver's statistics", ARCHIVER_SQL, &[]).await?;
-        server(self.version(), &cluster, &settings, &tablespaces, archiver.first()).map_err(|error| unexpected(&error))
+        let tables = (&*tablespaces, &*databases);
+        server(self.version(), &cluster, &settings, tables, archiver.first()).map_err(|error| unexpected(&error))
     }
 }
 
@@ -169,6 +174,8 @@ const TABLESPACES_SQL: &str = r"
     FROM pg_tablespace
     WHERE spcname NOT IN ('pg_default', 'pg_global')
     ORDER BY oid";
+
+const DATABASES_SQL: &str = "SELECT oid, datname::text AS name FROM pg_database ORDER BY oid";
 
 /// A row only while the latest attempt has failed.
 const ARCHIVER_SQL: &str = "
@@ -237,7 +244,7 @@ fn server(
     version: ServerVersion,
     cluster: &Row,
     settings: &[Row],
-    tablespaces: &[Row],
+    (tablespaces, databases): (&[Row], &[Row]),
     archiver: Option<&Row>,
 ) -> Result<Server, UnexpectedAnswer> {
     let in_recovery = cluster.try_get("in_recovery")?;
@@ -259,8 +266,13 @@ fn server(
         rights: Rights { start: cluster.try_get("may_start")?, stop: cluster.try_get("may_stop")? },
         settings: settings_of(settings)?,
         tablespaces: tablespaces.iter().map(tablespace).collect::<Result<_, _>>()?,
+        databases: databases.iter().map(database).collect::<Result<_, _>>()?,
         archiver_failure: archiver.map(archiver_failure).transpose()?,
     })
+}
+
+fn database(row: &Row) -> Result<Database, UnexpectedAnswer> {
+    Ok(Database { oid: row.try_get("oid")?, name: row.try_get("name")? })
 }
 
 fn archiver_failure(row: &Row) -> Result<ArchiverFailure, UnexpectedAnswer> {

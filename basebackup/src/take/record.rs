@@ -82,6 +82,7 @@ impl Job<'_> {
             data_directory: self.data_directory.display().to_string(),
             data_directory_mode: format!("{:04o}", root.mode),
             tablespaces: tablespaces.collect(),
+            databases: self.server.databases.clone(),
             owner: Owner { uid: root.uid, gid: root.gid, user: known(named.user), group: known(named.group) },
             data_checksums: self.server.settings.data_checksums,
             bad_pages,

@@ -86,6 +86,9 @@ pub struct Backup {
     pub data_directory_mode: String,
     /// Tablespaces outside the data directory.
     pub tablespaces: Vec<Tablespace>,
+    /// The databases when the backup began; empty in backups that do not say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub databases: Vec<Database>,
     /// The owner of the data directory.
     pub owner: Owner,
     /// Whether data pages carry checksums.
@@ -126,6 +129,15 @@ pub struct Tablespace {
     pub name: String,
     /// The directory it was in.
     pub location: String,
+}
+
+/// A database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Database {
+    /// Its object identifier: the name of its directories.
+    pub oid: u32,
+    /// Its name.
+    pub name: String,
 }
 
 /// Who owns the restored files.

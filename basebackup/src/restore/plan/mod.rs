@@ -101,6 +101,19 @@ struct Settled {
     warnings: Vec<String>,
 }
 
+impl Plan {
+    /// Bytes of WAL that are replayed at most.
+    pub fn wal_bytes(&self) -> u64 {
+        self.wal.segments.saturating_mul(self.backup.segment_size.bytes())
+    }
+
+    /// How long the backup took, which is about what restoring its files takes.
+    pub fn copy_time(&self) -> std::time::Duration {
+        let taken = self.backup.stop_time.duration_since(self.backup.start_time);
+        std::time::Duration::try_from(taken).unwrap_or_default()
+    }
+}
+
 /// Plans a restore from one cluster's archive.
 ///
 /// # Errors

@@ -53,6 +53,7 @@ fn backup(timeline: u32, number: u8) -> Backup {
         data_directory: "/data".to_owned(),
         data_directory_mode: "0700".to_owned(),
         tablespaces: Vec::new(),
+        databases: Vec::new(),
         owner: Owner { uid: 1, gid: 1, user: None, group: None },
         data_checksums: true,
         bad_pages: Vec::new(),

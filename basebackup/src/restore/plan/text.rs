@@ -46,6 +46,11 @@ impl Plan {
         if let Some(written) = wal.written {
             line("", format!("the last one was written at {}; the archive goes on to {}", time(written), wal.end_lsn));
         }
+        let seconds = self.copy_time().as_secs().max(1);
+        line(
+            "Time",
+            format!("taking the backup took {seconds} s; then {} of WAL is replayed", bytes(self.wal_bytes())),
+        );
         if let Some(last) = self.last_segment {
             line("", format!("nothing after {last} will be fetched"));
         }
@@ -66,13 +71,14 @@ impl Plan {
                 "setting": name, "value": value, "inclusive": self.request.bound == Bound::Inclusive,
                 "action": self.request.action.unwrap_or_default(),
             })),
+            "copy_seconds": self.copy_time().as_secs(),
             "standby": self.request.role != Role::Primary,
             "end": self.end_text(),
             "timeline": self.timeline_text(),
             "timeline_reason": self.timeline_reason,
             "wal": {
                 "first": self.wal.first.to_string(), "last": self.wal.last.to_string(), "segments": self.wal.segments,
-                "end_lsn": self.wal.end_lsn, "written": self.wal.written,
+                "end_lsn": self.wal.end_lsn, "written": self.wal.written, "bytes": self.wal_bytes(),
             },
             "last_segment": self.last_segment.map(|last| last.to_string()),
             "warnings": self.warnings,

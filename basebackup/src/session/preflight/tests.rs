@@ -37,6 +37,7 @@ fn good() -> Server {
             pending_restart: Vec::new(),
         },
         tablespaces: Vec::new(),
+        databases: Vec::new(),
         archiver_failure: None,
     }
 }
