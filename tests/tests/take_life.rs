@@ -5,7 +5,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use walkeep_tests::cluster::Cluster;
 use walkeep_tests::repository::Repository;
-use walkeep_tests::run::Run;
+use walkeep_tests::run::{Run, tool};
 use walkeep_tests::wait::{SOON, until};
 
 use crate::site::{archiving, take, taking};
@@ -137,4 +137,29 @@ fn unlogged_relations_are_empty_and_usable_after_a_restore() {
     assert_eq!(restored.sql("select count(*) from loose"), "0");
     restored.sql("insert into loose values (1)");
     assert_eq!(restored.sql("select (select count(*) from loose), (select count(*) from fast)"), "1|10");
+}
+
+#[test]
+fn the_page_cache_is_after_a_backup_what_it_was_before() {
+    let repository = Repository::directory();
+    let server = archiving(&repository).configure("autovacuum = off").start();
+    server.sql("create table t as select g, repeat('x', 900) from generate_series(1, 24000) g; checkpoint");
+    let file = server.data().join(server.sql("select pg_relation_filepath('t')"));
+    let file = file.to_str().unwrap();
+    if tool("stat", ["-f", "-c", "%T", file]) == "tmpfs" {
+        // Everything is in the page cache there, and nowhere else.
+        return;
+    }
+    let cached = || tool("fincore", ["-b", "-n", "-o", "RES", file]).trim().parse::<u64>().unwrap();
+    tool("sync", [file]);
+    tool("cat", [file]);
+    let whole = cached();
+    // Nothing is written: what lies behind the first half leaves the cache.
+    let from_half = ["bs=1M", "seek=12", "count=0", "conv=notrunc,fdatasync", "oflag=nocache"];
+    tool("dd", ["status=none", &format!("of={file}")].into_iter().chain(from_half));
+    let before = cached();
+    assert!((8 << 20..16 << 20).contains(&before) && whole > 20 << 20, "{before} of {whole} bytes are in the cache");
+    taking(&repository, &server).finish().expect_code(0);
+    let after = cached();
+    assert!(after.abs_diff(before) < 1 << 20, "{before} bytes were in the cache before, {after} are after");
 }

@@ -5,15 +5,16 @@
 //! What the WAL does not repair, configuration for one, is small and read whole before its size is said.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
 
 use rustix::fs::{Advice, CWD, FileType, Mode, OFlags, fadvise, fstat, openat};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use walkeep_common::error::{Error, IoContext as _, Kind, Result};
 
 use super::attributes::{Attributes, Facts};
@@ -58,6 +59,8 @@ pub struct OpenFile<'r> {
     size: u64,
     /// Bytes delivered so far.
     offset: u64,
+    /// The part of the latest chunk that was not in the page cache.
+    fetched: Range<u64>,
     contents: Contents,
     buffer: &'r mut Vec<u8>,
     page_checks: Option<(PageChecks, u32)>,
@@ -100,8 +103,9 @@ impl FileReader {
         if facts.file_type != FileType::RegularFile {
             return Err(Error::new(Kind::Invalid, format!("\"{}\" is no regular file any more", path.display())));
         }
-        // Advice that cannot be taken changes nothing.
-        let _ = fadvise(&file, 0, None, Advice::Sequential);
+        // The kernel must not read ahead, or what comes next would look as if the server had it in the cache. A chunk is
+        // read in one request. Advice that cannot be taken changes nothing.
+        let _ = fadvise(&file, 0, None, Advice::Random);
         let (size, contents) = match kind {
             FileKind::Other if facts.size <= WHOLE_FILE_BYTES => {
                 read_whole(&file, &path, facts.size, &mut self.buffer)?
@@ -124,6 +128,7 @@ impl FileReader {
             attributes: facts.attributes,
             size,
             offset: 0,
+            fetched: 0..0,
             contents,
             buffer: &mut self.buffer,
             page_checks,
@@ -165,9 +170,13 @@ impl OpenFile<'_> {
         if let Some(checksum) = &mut self.checksum {
             checksum.update(chunk);
         }
-        // What the backup has read once, it does not read again: leave the page cache to the server. Pages that the
-        // server has changed and not yet written stay where they are.
-        let _ = fadvise(&self.file, self.offset, NonZeroU64::new(length as u64), Advice::DontNeed);
+        // What the backup brought into the page cache leaves it again: it belongs to the server. What was there before
+        // stays.
+        if !self.fetched.is_empty() {
+            let length = NonZeroU64::new(self.fetched.end - self.fetched.start);
+            let _ = fadvise(&self.file, self.fetched.start, length, Advice::DontNeed);
+        }
+        self.fetched = 0..0;
         self.offset += length as u64;
         Ok(Some(chunk))
     }
@@ -196,7 +205,12 @@ impl OpenFile<'_> {
         };
         let mut read = 0;
         if self.contents == Contents::Streamed {
-            read = read_at(&self.file, wanted, self.offset).context("read file", &self.path)?;
+            let cached = read_cached(&self.file, wanted, self.offset);
+            let (_, rest) = wanted.split_at_mut_checked(cached).unwrap_or_default();
+            let start = self.offset + cached as u64;
+            let fetched = read_at(&self.file, rest, start).context("read file", &self.path)?;
+            self.fetched = start..start + fetched as u64;
+            read = cached + fetched;
             if let Some((checks, first_block)) = self.page_checks {
                 let block_bytes = checks.block_size.bytes();
                 let (contents, _) = wanted.split_at_mut_checked(read).unwrap_or_default();
@@ -239,6 +253,12 @@ fn read_whole(file: &File, path: &Path, expected: u64, buffer: &mut Vec<u8>) -> 
 
 fn examine(file: &File, path: &Path) -> Result<Facts> {
     fstat(file).map(Facts::from).map_err(|errno| Error::io("examine", path, errno.into()))
+}
+
+/// Reads from `offset` on what is in the page cache, up to the first page that is not; returns how many bytes there were.
+/// Where a file system cannot tell, there are none.
+fn read_cached(file: &File, buffer: &mut [u8], offset: u64) -> usize {
+    preadv2(file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT).unwrap_or(0)
 }
 
 /// Fills the buffer from `offset` on, as far as the file goes; returns how many bytes there were.

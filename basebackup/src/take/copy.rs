@@ -1,6 +1,7 @@
 //! Copying the data directory into packs: which files go into which pack, and what is known of each afterwards.
 
 use std::collections::HashMap;
+use std::future::ready;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use tokio::task::spawn_blocking;
 use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::repository::backup::{BadPage, Pack};
 
+use super::listing::Listing;
 use super::packs::Pipeline;
 use super::throttle::Throttle;
 use crate::accounts::Accounts;
@@ -32,6 +34,9 @@ use std::os::unix::ffi::OsStrExt as _;
 const MIB: u64 = 1024 * 1024;
 const SMALLEST_PACK: u64 = 64 * MIB;
 const LARGEST_PACK: u64 = 1024 * MIB;
+/// A pack of tiny files is full long before its bytes are many.
+const MOST_FILES: usize = 50_000;
+const MOST_PACKS_AT_ONCE: usize = 4;
 /// Frames that wait between a reading thread and the compressing ones: little, for each is 4 MiB.
 const WAITING_FRAMES: usize = 1;
 
@@ -60,7 +65,7 @@ pub(super) struct PackContents {
     pub(super) plain_size: u64,
 }
 
-/// Copies everything that was scanned, several packs at a time; returns the packs in order.
+/// Copies everything that was scanned, several packs at a time, and lists the packs in order.
 ///
 /// # Errors
 /// The first failure of any file or upload; uploads that were under way are given up.
@@ -70,9 +75,12 @@ pub(super) async fn copy(
     scan: Arc<Scan>,
     jobs: usize,
     meter: &Arc<Meter>,
-) -> Result<Vec<StoredPack>> {
+    listing: &mut Listing,
+) -> Result<()> {
     let plans = plan(&scan, jobs);
-    let at_once = (jobs / 4).max(2);
+    // A reading thread checks and hashes some four times as fast as a processor compresses. Each pack holds a part that is
+    // being filled, besides those on their way.
+    let at_once = (jobs / 4).clamp(2, MOST_PACKS_AT_ONCE);
     let stored = stream::iter(plans).map(|plan| {
         let (scan, reading, meter) = (Arc::clone(&scan), reading.clone(), Arc::clone(meter));
         async move {
@@ -84,7 +92,7 @@ pub(super) async fn copy(
             Ok(stored)
         }
     });
-    stored.buffered(at_once).try_collect().await
+    stored.buffered(at_once).try_for_each(|pack| ready(listing.add(pack))).await
 }
 
 /// Stores one pack that `write` writes on a thread of its own.
@@ -151,7 +159,8 @@ fn plan(scan: &Scan, jobs: usize) -> Vec<PackPlan> {
     let mut plans = Vec::new();
     let mut current = PackPlan { number: 1, files: 0..0, bytes: 0 };
     for (index, file) in scan.files().enumerate() {
-        if current.bytes > 0 && current.bytes + file.size > target {
+        let is_full = current.files.len() >= MOST_FILES || current.bytes > 0 && current.bytes + file.size > target;
+        if is_full {
             let next = PackPlan { number: current.number + 1, files: index..index, bytes: 0 };
             plans.push(std::mem::replace(&mut current, next));
         }

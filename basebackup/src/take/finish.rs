@@ -1,58 +1,11 @@
-//! The last objects of a backup: index, manifest, and the record that makes it exist.
+//! The last objects of a backup, and the record that makes it exist.
 
 use bytes::Bytes;
 use walkeep_common::error::{Error, Kind, Result};
-use walkeep_common::repository::backup::{Backup, StoredObject};
+use walkeep_common::repository::backup::Backup;
 use walkeep_common::repository::layout::BackupId;
 use walkeep_common::store::Created;
 use walkeep_common::wal_archive::WalArchive;
-use walkeep_common::wal_object::encode::hexadecimal;
-
-use super::copy::StoredPack;
-use crate::files::manifest::{ManifestWriter, WalRange};
-use crate::pack::index::IndexWriter;
-
-/// The index and the manifest compress well at any level; they are small.
-const LEVEL: i32 = 3;
-
-/// Stores the index of all packs.
-///
-/// # Errors
-/// `Refused` or `Unavailable`.
-pub(super) async fn store_index(archive: &WalArchive, id: &BackupId, packs: &[StoredPack]) -> Result<StoredObject> {
-    let mut index = IndexWriter::new(Vec::new(), LEVEL).map_err(internal)?;
-    for entry in packs.iter().flat_map(|pack| &pack.contents.index) {
-        index.write(entry).map_err(internal)?;
-    }
-    let (bytes, summary) = index.finish().map_err(internal)?;
-    put(archive, id, "files.ndjson.zst", bytes.into()).await?;
-    Ok(StoredObject { size: summary.stored_bytes, sha256: hexadecimal(&summary.sha256) })
-}
-
-/// Stores PostgreSQL's manifest of all packs.
-///
-/// # Errors
-/// `Refused` or `Unavailable`.
-pub(super) async fn store_manifest(
-    archive: &WalArchive,
-    id: &BackupId,
-    pg_major: u32,
-    packs: &[StoredPack],
-    ranges: &[WalRange],
-) -> Result<StoredObject> {
-    use sha2::Digest as _;
-    let mut frame = zstd::stream::write::Encoder::new(Vec::new(), LEVEL).map_err(internal)?;
-    frame.include_checksum(true).map_err(internal)?;
-    let system_identifier = archive.layout().system_identifier();
-    let mut manifest = ManifestWriter::new(frame, pg_major, system_identifier).map_err(internal)?;
-    for file in packs.iter().flat_map(|pack| &pack.contents.manifest) {
-        manifest.file(file).map_err(internal)?;
-    }
-    let bytes = manifest.finish(ranges).and_then(zstd::stream::write::Encoder::finish).map_err(internal)?;
-    let stored = StoredObject { size: bytes.len() as u64, sha256: hexadecimal(&sha2::Sha256::digest(&bytes)) };
-    put(archive, id, "backup_manifest.zst", bytes.into()).await?;
-    Ok(stored)
-}
 
 /// Makes the backup exist, after a last look at what it consists of.
 ///

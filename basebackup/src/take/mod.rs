@@ -9,6 +9,7 @@ mod configuration;
 mod copy;
 mod finish;
 mod histories;
+mod listing;
 mod owner;
 mod packs;
 pub mod priority;
@@ -29,7 +30,7 @@ use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::host_memory::HostMemory;
 use walkeep_common::lsn::Lsn;
 use walkeep_common::postgres::control::{ControlFile, read_bytes};
-use walkeep_common::repository::backup::Backup;
+use walkeep_common::repository::backup::{Backup, BadPage};
 use walkeep_common::repository::layout::BackupId;
 use walkeep_common::retry::Patience;
 use walkeep_common::store::Store;
@@ -38,6 +39,7 @@ use walkeep_common::wal_archive::WalArchive;
 use self::args::Checkpoint;
 pub use self::args::TakeArgs;
 use self::copy::{PackBuilder, Reading, StoredPack, copy, store_pack};
+use self::listing::Listing;
 use self::packs::Pipeline;
 use self::record::Facts;
 use self::throttle::Throttle;
@@ -161,30 +163,30 @@ async fn run(args: &TakeArgs, config: &Config, reporter: Reporter, progress: &Pr
     let jobs = args.jobs.map_or_else(processors, usize::from);
     let level = args.compress.unwrap_or_else(|| config.compression_level.level());
     let pipeline = Pipeline::new(archive.clone(), id.clone(), level, jobs);
-    let (scan, mut packs) = tokio::select! {
-        copied = job.copy(&pipeline, started.lsn, jobs) => copied?,
+    let mut listing = Listing::new(major, job.control.system_identifier)?;
+    let scan = tokio::select! {
+        copied = job.copy(&pipeline, started.lsn, jobs, &mut listing) => copied?,
         lost = backup_mode.lost() => return Err(lost),
     };
     // On a standby the end of recovery is taken from this very copy, so it must not be older than any page.
     let (control_bytes, _) = read_bytes(data_directory)?;
     let (stopped, session) = backup_mode.stop().await?;
-    packs.push(job.last_pack(&pipeline, &scan, packs.len(), control_bytes, &stopped).await?);
+    listing.add(job.last_pack(&pipeline, &scan, listing.next_pack()?, control_bytes, &stopped).await?)?;
 
-    name_relations(&session, &parameters, &mut packs).await;
-    let backup = job.complete(Facts { started, stopped, scan: &scan, packs }).await?;
+    name_relations(&session, &parameters, listing.bad_pages()).await;
+    let backup = job.complete(Facts { started, stopped, scan: &scan }, listing).await?;
     session.close().await;
     Ok(backup)
 }
 
 /// Adds to bad pages whose they are.
-async fn name_relations(session: &Session, parameters: &ConnectionParameters, packs: &mut [StoredPack]) {
-    let pages = || packs.iter().flat_map(|pack| &pack.contents.bad_pages);
-    let files: BTreeSet<&str> = pages().map(|page| page.file.as_str()).collect();
+async fn name_relations(session: &Session, parameters: &ConnectionParameters, pages: &mut [BadPage]) {
+    let files: BTreeSet<&str> = pages.iter().map(|page| page.file.as_str()).collect();
     if files.is_empty() {
         return;
     }
     let names = relations::names(session, parameters, files.into_iter()).await;
-    for page in packs.iter_mut().flat_map(|pack| &mut pack.contents.bad_pages) {
+    for page in pages {
         page.relation = names.get(&page.file).cloned();
     }
 }
@@ -221,7 +223,7 @@ struct Job<'j> {
 
 impl Job<'_> {
     /// Copies everything but the files of the last pack.
-    async fn copy(&self, pipeline: &Pipeline, start: Lsn, jobs: usize) -> Result<(Arc<Scan>, Vec<StoredPack>)> {
+    async fn copy(&self, pipeline: &Pipeline, start: Lsn, jobs: usize, listing: &mut Listing) -> Result<Arc<Scan>> {
         let settings = &self.server.settings;
         let tablespaces = &self.server.tablespaces;
         let options = ScanOptions {
@@ -244,12 +246,12 @@ impl Job<'_> {
             throttle: self.args.max_rate.map(|rate| Arc::new(Throttle::new(rate))),
         };
         let meter = Arc::new(Meter::new("copied", scan.total_bytes()));
-        let packs = tokio::select! {
-            packs = copy(pipeline, &reading, Arc::clone(&scan), jobs, &meter) => packs,
+        let copied = tokio::select! {
+            copied = copy(pipeline, &reading, Arc::clone(&scan), jobs, &meter, listing) => copied,
             never = meter.report(self.reporter, Pace::of(self.args.progress), &self.progress.requests) => match never {},
         };
         Meter::clear();
-        Ok((scan, packs?))
+        copied.map(|()| scan)
     }
 
     /// `pg_control`, `tablespace_map` and `backup_label`, alone.
@@ -257,11 +259,10 @@ impl Job<'_> {
         &self,
         pipeline: &Pipeline,
         scan: &Scan,
-        packs: usize,
+        number: u32,
         control: Vec<u8>,
         stopped: &Stopped,
     ) -> Result<StoredPack> {
-        let number = u32::try_from(packs + 1).map_err(|_| Error::new(Kind::Internal, "too many packs"))?;
         let checksums = self.args.manifest_checksums;
         let (label, map) = (stopped.backup_label.clone(), stopped.tablespace_map.clone());
         let root = root(scan)?;
@@ -280,16 +281,14 @@ impl Job<'_> {
     }
 
     /// Stores what describes the backup, sees its WAL archived, and makes it exist.
-    async fn complete(&self, facts: Facts<'_>) -> Result<Backup> {
+    async fn complete(&self, facts: Facts<'_>, listing: Listing) -> Result<Backup> {
         let size = self.server.settings.segment_size;
         let Stopped { timeline, stop_timeline, .. } = facts.stopped;
         let history = histories::history(self.archive, self.data_directory, stop_timeline).await?;
         histories::see_archived(self.archive, self.data_directory, &history, timeline, self.reporter).await?;
         let needed = wal::NeededWal::new(&history, facts.started.lsn, facts.stopped.lsn, size);
         let ranges = facts.wal_ranges(&history)?;
-        let index = finish::store_index(self.archive, self.id, &facts.packs).await?;
-        let pg_major = self.server.version.major();
-        let manifest = finish::store_manifest(self.archive, self.id, pg_major, &facts.packs, &ranges).await?;
+        let (totals, index, manifest) = listing.store(self.archive, self.id, &ranges).await?;
         let configuration = self.store_configuration().await?;
         let wait =
             wal::Wait { limit: self.args.wal_timeout, reporter: self.reporter, requests: &self.progress.requests };
@@ -299,7 +298,8 @@ impl Job<'_> {
             needed.wait_until_archived(self.archive, wait).await?;
             Vec::new()
         };
-        let backup = self.record(facts, &needed, record::Objects { index, manifest, configuration, kept_wal })?;
+        let backup =
+            self.record(facts, totals, &needed, record::Objects { index, manifest, configuration, kept_wal })?;
         self.report_bad_pages(&backup)?;
         self.progress.is_being_recorded.store(true, Ordering::Relaxed);
         finish::store_record(self.archive, &backup).await?;

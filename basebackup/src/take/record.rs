@@ -2,12 +2,12 @@
 
 use walkeep_common::cli::{Severity, host_name};
 use walkeep_common::error::{Error, Kind, Result};
-use walkeep_common::repository::backup::{Backup, BadPage, Configuration, Owner, StoredObject, Tablespace};
+use walkeep_common::repository::backup::{Backup, Configuration, Owner, StoredObject, Tablespace};
 use walkeep_common::wal::history::TimelineHistory;
 use walkeep_common::wal_object::header::FORMAT_VERSION;
 
 use super::args::ChecksumFailures;
-use super::copy::StoredPack;
+use super::listing::Totals;
 use super::wal::NeededWal;
 use super::{Job, owner};
 use crate::accounts::Accounts;
@@ -23,7 +23,6 @@ pub(super) struct Facts<'f> {
     pub(super) started: Started,
     pub(super) stopped: Stopped,
     pub(super) scan: &'f Scan,
-    pub(super) packs: Vec<StoredPack>,
 }
 
 /// The objects beside the packs.
@@ -45,8 +44,14 @@ impl Facts<'_> {
 }
 
 impl Job<'_> {
-    pub(super) fn record(&self, facts: Facts<'_>, needed: &NeededWal, objects: Objects) -> Result<Backup> {
-        let Facts { started, stopped, scan, packs } = facts;
+    pub(super) fn record(
+        &self,
+        facts: Facts<'_>,
+        totals: Totals,
+        needed: &NeededWal,
+        objects: Objects,
+    ) -> Result<Backup> {
+        let Facts { started, stopped, scan } = facts;
         let root = super::root(scan)?;
         let named = owner::named(&Accounts::read(), root.uid, root.gid);
         let known = |name: String| Some(name).filter(|name| !name.is_empty());
@@ -57,7 +62,6 @@ impl Job<'_> {
             name: space.name.clone(),
             location: space.location.display().to_string(),
         });
-        let bad_pages: Vec<BadPage> = packs.iter().flat_map(|pack| pack.contents.bad_pages.clone()).collect();
         Ok(Backup {
             walkeep: FORMAT_VERSION,
             id: self.id.clone(),
@@ -85,11 +89,11 @@ impl Job<'_> {
             databases: self.server.databases.clone(),
             owner: Owner { uid: root.uid, gid: root.gid, user: known(named.user), group: known(named.group) },
             data_checksums: self.server.settings.data_checksums,
-            bad_pages,
-            files: packs.iter().map(|pack| pack.contents.manifest.len() as u64).sum(),
-            plain_size: packs.iter().map(|pack| pack.contents.plain_size).sum(),
-            stored_size: packs.iter().map(|pack| pack.pack.size).sum(),
-            packs: packs.into_iter().map(|pack| pack.pack).collect(),
+            bad_pages: totals.bad_pages,
+            files: totals.files,
+            plain_size: totals.plain_size,
+            stored_size: totals.packs.iter().map(|pack| pack.size).sum(),
+            packs: totals.packs,
             index: objects.index,
             manifest: objects.manifest,
             configuration: objects.configuration,
