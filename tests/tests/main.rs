@@ -29,6 +29,7 @@ mod soak;
 mod store_contract;
 mod store_faults;
 mod take;
+mod take_fidelity;
 mod take_life;
 mod timelines;
 mod wal_records;

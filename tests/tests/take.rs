@@ -23,14 +23,14 @@ use crate::samples::unpacked;
 use crate::store_contract::unfinished_uploads;
 
 /// What `basebackup list` or `show` prints as JSON.
-fn json(repository: &Repository, arguments: &[&str]) -> Value {
+pub(crate) fn json(repository: &Repository, arguments: &[&str]) -> Value {
     let run = Run::new(binaries::basebackup()).args(arguments).args(["--format", "json"]);
     let finished = run.envs(repository.environment()).finish();
     serde_json::from_str(&finished.expect_silent_success().stdout).unwrap()
 }
 
 /// The ids of the complete backups of the repository's only cluster.
-fn backups(repository: &Repository) -> Vec<String> {
+pub(crate) fn backups(repository: &Repository) -> Vec<String> {
     let list = json(repository, &["list"]);
     let backups = list["clusters"][0]["backups"].as_array().unwrap();
     backups.iter().map(|backup| backup["id"].as_str().unwrap().to_owned()).collect()
@@ -45,7 +45,7 @@ fn wait_until_nobody_is_connected(cluster: &Cluster) {
 }
 
 /// A backup that failed: nothing is listed, the server is as before.
-fn expect_no_backup(cluster: &Cluster, repository: &Repository, failed: &Finished) {
+pub(crate) fn expect_no_backup(cluster: &Cluster, repository: &Repository, failed: &Finished) {
     failed.expect_code(1).expect_stderr(&["basebackup: ERROR:"]);
     assert_eq!(failed.stdout, "", "{failed}");
     assert_eq!(backups(repository), Vec::<String>::new());
@@ -276,7 +276,7 @@ fn a_backup_under_load_recovers_to_a_sound_and_consistent_database() {
 
 /// Has amcheck look at everything where this build of PostgreSQL brings it, and reads all rows, which checks the pages'
 /// checksums.
-fn check_relations(cluster: &Cluster) {
+pub(crate) fn check_relations(cluster: &Cluster) {
     let connected = |name: &str| Run::new(program(name)).args(cluster.connection());
     if cluster.sql("select count(*) from pg_available_extensions where name = 'amcheck'") == "1" {
         cluster.sql("create extension if not exists amcheck");
@@ -296,14 +296,14 @@ fn check_relations(cluster: &Cluster) {
 }
 
 /// A server with a table, archiving into a bucket of Ceph's that `take` reaches through a proxy.
-struct Proxied {
-    cluster: Cluster,
-    repository: Repository,
-    proxy: Proxy,
+pub(crate) struct Proxied {
+    pub(crate) cluster: Cluster,
+    pub(crate) repository: Repository,
+    pub(crate) proxy: Proxy,
 }
 
 impl Proxied {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let mut repository = Repository::ceph();
         let proxy = Proxy::start(&ceph::shared().endpoint);
         repository.set_proxy(&proxy);
@@ -314,7 +314,7 @@ impl Proxied {
 
     /// Starts `take` and returns when it has asked for this object, which it does not get before the proxy's rules are
     /// cleared.
-    fn take_up_to(&self, method: &'static str, object: &str) -> Running {
+    pub(crate) fn take_up_to(&self, method: &'static str, object: &str) -> Running {
         let seen = self.proxy.count(method, object);
         self.proxy.add(Rule::all(Fault::slow_down()).method(method).path(object));
         let mut running = take(&self.cluster, &self.repository).start();
@@ -499,7 +499,7 @@ fn without_its_wal_in_the_archive_there_is_no_backup() {
 }
 
 /// Where a relation's file is, after everything of it has been written out.
-fn relation_file(cluster: &Cluster, relation: &str) -> (String, std::fs::File) {
+pub(crate) fn relation_file(cluster: &Cluster, relation: &str) -> (String, std::fs::File) {
     cluster.sql("checkpoint");
     let path = cluster.sql(&format!("select pg_relation_filepath('{relation}')"));
     let file = std::fs::File::options().read(true).write(true).open(cluster.data().join(&path)).unwrap();
@@ -728,7 +728,15 @@ fn a_large_database_needs_no_more_memory_than_a_small_one() {
         "create table t as select n, (select string_agg(md5(n::text || g), '') from generate_series(1, 50) g) \
                  from generate_series(1, 600000) n",
     );
-    let mut running = take(&cluster, &repository).args(["--wal-timeout", "10min"]).timeout(SOON * 10).start();
+    let running = take(&cluster, &repository).args(["--wal-timeout", "10min"]).timeout(SOON * 10).start();
+    let (peak, taken) = peak_memory(running);
+    let shown = json(&repository, &["show", taken.expect_code(0).stdout.trim_end()]);
+    assert!(shown["plain_size"].as_u64().unwrap() > 1_000_000_000, "{shown}");
+    assert!(peak > 10_000 && peak < 512 * 1024, "{peak} KiB");
+}
+
+/// Waits for the end of a program, and returns the most memory it was seen to use, in KiB.
+pub(crate) fn peak_memory(mut running: Running) -> (u64, Finished) {
     let status = PathBuf::from(format!("/proc/{}/status", running.id()));
     let mut peak = 0;
     while !running.has_ended() {
@@ -737,8 +745,5 @@ fn a_large_database_needs_no_more_memory_than_a_small_one() {
         peak = peak.max(line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or(0));
         std::thread::sleep(Duration::from_millis(20));
     }
-    let taken = running.finish();
-    let shown = json(&repository, &["show", taken.expect_code(0).stdout.trim_end()]);
-    assert!(shown["plain_size"].as_u64().unwrap() > 1_000_000_000, "{shown}");
-    assert!(peak > 10_000 && peak < 512 * 1024, "{peak} KiB");
+    (peak, running.finish())
 }

@@ -28,8 +28,9 @@ pub const LOCK_KEY: i64 = i64::from_be_bytes(*b"\0WALKEEP");
 /// The longest label that PostgreSQL takes, in bytes (`MAXPGPATH`).
 const LONGEST_LABEL: usize = 1024;
 
-/// How often the session is used while files are copied: more often than firewalls forget a connection.
-const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// How often the session is used while files are copied: more often than firewalls forget a connection, and often enough
+/// to notice soon that a standby was promoted.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// How the checkpoint at the start is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,7 +11,8 @@ use crate::files::relation::{FileLocation, RelationFile};
 /// Damage that is everywhere is not looked up file by file.
 const MOST_FILES: usize = 200;
 
-/// The relations of files, as `database.schema.name`, by the files' paths. A file whose relation cannot be told is left
+/// The relations of files, as `database.schema.name` with SQL's quotes, by the files' paths; without a database where all
+/// share the relation. A file whose relation cannot be told is left
 /// out: it was dropped meanwhile, or its database takes no connection.
 pub async fn names(
     session: &Session,
@@ -41,11 +42,12 @@ async fn in_database(
 ) -> Result<Vec<(String, String)>> {
     const DOING: &str = "look up a relation";
     let Some(oid) = database else { return in_session(session, None, files).await };
-    let name = "SELECT datname::text AS name FROM pg_database WHERE oid = $1";
+    let name = "SELECT datname::text AS name, quote_ident(datname) AS quoted FROM pg_database WHERE oid = $1";
     let Some(row) = session.query(DOING, name, &[&oid]).await?.pop() else { return Ok(Vec::new()) };
     let name: String = super::backup_mode::column(&row, "name")?;
-    let there = Session::connect(&ConnectionParameters { database: name.clone(), ..parameters.clone() }).await?;
-    let found = in_session(&there, Some(&name), files).await;
+    let quoted: &str = super::backup_mode::column(&row, "quoted")?;
+    let there = Session::connect(&ConnectionParameters { database: name, ..parameters.clone() }).await?;
+    let found = in_session(&there, Some(quoted), files).await;
     there.close().await;
     found
 }
@@ -56,7 +58,7 @@ async fn in_session(
     files: &[(String, FileLocation)],
 ) -> Result<Vec<(String, String)>> {
     const SQL: &str = "
-        SELECT namespace.nspname || '.' || class.relname AS name
+        SELECT quote_ident(namespace.nspname) || '.' || quote_ident(class.relname) AS name
         FROM pg_class AS class JOIN pg_namespace AS namespace ON namespace.oid = class.relnamespace
         WHERE class.oid = pg_filenode_relation($1, $2)";
     let mut found = Vec::new();

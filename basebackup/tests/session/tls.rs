@@ -55,6 +55,7 @@ impl TlsServer {
         let session = Session::connect(&parameters(&text)?).await?;
         let encrypted = "select ssl from pg_stat_ssl join pg_stat_activity using (pid) where application_name = 'tls'";
         let encrypted = self.cluster.sql(encrypted);
+        assert!(matches!(encrypted.as_str(), "t" | "f"), "{encrypted:?} of a connection to {host} with {rest}");
         session.close().await;
         self.cluster.wait_for("select count(*) from pg_stat_activity where application_name = 'tls'", "0");
         Ok(encrypted == "t")
