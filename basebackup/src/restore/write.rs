@@ -105,7 +105,8 @@ impl FileWriter {
             let groups = layout.groups(GROUP_BYTES);
             stream::iter(groups.into_iter().map(move |group| Ok((pack, Arc::clone(&layout), group))))
         });
-        let work = groups.try_flatten().map_ok(|(pack, layout, group)| {
+        // Two packs in turns: jobs that write into one file wait for each other.
+        let work = groups.try_flatten_unordered(2).map_ok(|(pack, layout, group)| {
             let writer = Arc::clone(&self);
             async move { writer.write_group(pack, layout, group).await }
         });
