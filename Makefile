@@ -33,7 +33,7 @@ soak: setup
 	WALKEEP_SOAK=$${WALKEEP_SOAK:-600} WALKEEP_BACKUPS=$${WALKEEP_BACKUPS:-50} \
 		$(CARGO) test --package walkeep-tests --test main --locked -- --nocapture soak:: judges::
 
-# How fast the programs are, beside the alternatives: a table, kept in bench/results. Some ten minutes after the build.
+# How fast the programs are, beside the alternatives: a table, kept in bench/results. Some twenty minutes after the build.
 bench: setup build
 	WALKEEP_BINARIES=$(CURDIR)/target/release $(CARGO) bench --package walkeep-tests --bench speed --profile dev --locked
 

@@ -192,7 +192,7 @@ mon_data_avail_warn = 2
 keyring = {directory}/osd/keyring
 osd_data = {directory}/osd
 osd_objectstore = memstore
-memstore_device_bytes = 4294967296
+memstore_device_bytes = 17179869184
 ms_bind_port_min = {first}
 ms_bind_port_max = {last}
 [client.gateway]

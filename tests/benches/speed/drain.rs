@@ -20,7 +20,7 @@ const WHAT: &str = "draining a queue";
 
 /// Measures.
 pub(crate) fn measure(workload: &mut Workload, rounds: usize, report: &mut Report) {
-    let pgbackrest = PgBackRest::prepare(workload, LEVEL);
+    let pgbackrest = PgBackRest::of(&workload.cluster, LEVEL);
     let mut zstd = Vec::new();
     let (mut local, mut remote, mut other) = (Vec::new(), Vec::new(), Vec::new());
     let mut memory = 0;
@@ -78,7 +78,8 @@ pub(crate) fn command(repository: &Repository) -> String {
     format!("{}exec {} %p", variables.collect::<String>(), binaries::archive_push().display())
 }
 
-fn peak_memory(process: i32) -> Option<u64> {
+/// The largest size of a process so far, in KiB.
+pub(crate) fn peak_memory(process: i32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     line.trim().split(' ').next()?.parse().ok()

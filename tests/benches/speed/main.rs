@@ -5,7 +5,8 @@
 //!
 //! | variable | default | |
 //! | --- | --- | --- |
-//! | `BENCH_SEGMENTS` | 256 | how many segments of 16 MiB pgbench makes |
+//! | `BENCH_DATABASE_MIB` | 3072 | how large the database is that is backed up |
+//! | `BENCH_SEGMENTS` | 256 | how many segments of 16 MiB pgbench makes; 0 leaves WAL out |
 //! | `BENCH_ROUNDS` | 3 | how many turns each comparison takes |
 #![expect(
     clippy::expect_used,
@@ -15,6 +16,7 @@
     reason = "it measures for people"
 )]
 
+mod backups;
 mod call;
 mod drain;
 mod pgbackrest;
@@ -30,9 +32,14 @@ fn main() {
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
+    let mebibytes = number("BENCH_DATABASE_MIB", 3072);
     let segments = number("BENCH_SEGMENTS", 256);
     let rounds = number("BENCH_ROUNDS", 3);
-    let mut report = Report::new(segments, rounds);
+    let mut report = Report::new(mebibytes, segments, rounds);
+    backups::measure(mebibytes as u64, rounds, &mut report);
+    if segments == 0 {
+        return report.finish();
+    }
     eprintln!("making {segments} segments with pgbench …");
     let mut workload = Workload::make(segments);
     drain::measure(&mut workload, rounds, &mut report);

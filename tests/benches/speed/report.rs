@@ -7,6 +7,7 @@ use std::time::Duration;
 
 /// What was measured so far.
 pub(crate) struct Report {
+    mebibytes: usize,
     segments: usize,
     rounds: usize,
     rows: Vec<[String; 4]>,
@@ -14,8 +15,8 @@ pub(crate) struct Report {
 
 impl Report {
     /// An empty one.
-    pub(crate) fn new(segments: usize, rounds: usize) -> Self {
-        Self { segments, rounds, rows: Vec::new() }
+    pub(crate) fn new(mebibytes: usize, segments: usize, rounds: usize) -> Self {
+        Self { mebibytes, segments, rounds, rows: Vec::new() }
     }
 
     /// Adds a line: what was measured, of what, how much, and beside what.
@@ -31,7 +32,7 @@ impl Report {
         let mut text = format!("# Speed, {date}\n\n{}\n", self.machine());
         text.push_str("| what | of | figure | beside |\n| --- | --- | --- | --- |\n");
         for row in &self.rows {
-            let _ = writeln!(text, "| {} |", row.join(" | "));
+            let _ = writeln!(text, "| {} |", row.each_ref().map(|cell| cell.replace('|', "\\|")).join(" | "));
         }
         println!("{text}");
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bench/results");
@@ -53,11 +54,12 @@ impl Report {
             .unwrap_or_default();
         format!(
             "{count} processors ({processor}), {} GiB of memory, Linux {}; PostgreSQL {}, {}.\n\
-             {} segments of 16 MiB by pgbench; medians of {} turns.\n",
+             A database of {} MiB, {} segments of 16 MiB by pgbench; medians of {} turns.\n",
             memory >> 20,
             output("uname", &["-r"]),
             walkeep_tests::cluster::major(),
             output("zstd", &["--version"]).trim_matches(['*', ' ']),
+            self.mebibytes,
             self.segments,
             self.rounds,
         )
