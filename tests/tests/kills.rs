@@ -174,20 +174,21 @@ fn a_killed_restore_never_starts_and_the_next_one_finishes() {
     server.stop(StopMode::Fast);
 
     let mut place = Place::new();
-    let restoring = |place: &Place, delta: bool| {
+    let restoring = |place: &Place, words: &[&str]| {
         let moved = place.around().path().join("moved");
         let mapping = format!("-T{}={}", tablespace.display(), moved.display());
-        let words = if delta { vec![mapping.as_str(), "--delta"] } else { vec![mapping.as_str()] };
-        place.restoring(&repository, &words)
+        let delta = place.data().join("PG_VERSION").exists().then_some("--delta");
+        place.restoring(&repository, words).arg(mapping).args(delta)
     };
-    let mut whole = restoring(&Place::new(), false).finish().expect_code(0).elapsed;
+    let mut whole = restoring(&Place::new(), &[]).finish().expect_code(0).elapsed;
     let (mut killed, mut finished) = (0, 0);
     for round in 0..60 {
         if round % 6 == 0 {
             place = Place::new();
         }
-        let used = place.data().join("PG_VERSION").exists();
-        let restored = restoring(&place, used).start().kill_after(dice.up_to(whole));
+        // A server that is to recover and one that is to follow, in turns over the same files.
+        let words = if round % 4 < 2 { &[][..] } else { &["--standby", "--primary-conninfo", "host=/nowhere"] };
+        let restored = restoring(&place, words).start().kill_after(dice.up_to(whole));
         if restored.was_killed() {
             killed += 1;
             if !place.data().join("global/pg_control").exists() {
@@ -200,8 +201,9 @@ fn a_killed_restore_never_starts_and_the_next_one_finishes() {
         finished += 1;
     }
     assert!(killed > 30, "only {killed} of 60 were killed, {finished} were through");
-    restoring(&place, place.data().join("PG_VERSION").exists()).finish().expect_code(0);
+    restoring(&place, &[]).finish().expect_code(0);
     verify(&place.data());
+    assert!(place.data().join("recovery.signal").exists() && !place.data().join("standby.signal").exists());
     let mut server = place.server(&repository);
     server.start();
     wait_until_open(&server);

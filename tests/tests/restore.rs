@@ -460,6 +460,39 @@ fn a_damaged_backup_is_named_and_leaves_nothing_that_starts() {
 }
 
 #[test]
+fn what_cannot_be_read_is_listed_as_such_and_hides_nothing_else() {
+    let past = Past::shared();
+    let repository = copy_of(&past.repository);
+    let record = repository.find(&format!("{}/backup.json", past.second));
+    let list = |format: &str| {
+        let listed = basebackup(&repository, &["list", "--format", format]).finish();
+        listed.expect_code(0).stdout.clone()
+    };
+    let cluster = || serde_json::from_str::<Value>(&list("json")).unwrap()["clusters"][0].take();
+    let sound = cluster();
+    assert_eq!(sound["unusable"], Value::Array(Vec::new()));
+    let ids = |cluster: &Value| -> Vec<String> {
+        let backups = cluster["backups"].as_array().unwrap();
+        backups.iter().map(|backup| backup["id"].as_str().unwrap().to_owned()).collect()
+    };
+    let others: Vec<String> = ids(&sound).into_iter().filter(|id| *id != past.second).collect();
+
+    // More than any record has, and without a copy of it in memory.
+    let huge = std::fs::OpenOptions::new().write(true).open(repository.path().join(&record)).unwrap();
+    huge.set_len(300 << 20).unwrap();
+    let spoilt = cluster();
+    assert_eq!(ids(&spoilt), others);
+    assert_eq!(spoilt["unusable"][0]["id"], past.second.as_str());
+    assert!(list("text").contains(&format!("{}  cannot be used: ", past.second)));
+
+    // The last segment of a window cannot say when it was written: the window is there all the same.
+    let last = sound["windows"].as_array().unwrap().last().unwrap()["last_segment"].as_str().unwrap().to_owned();
+    repository.flip_bit(&repository.find(&format!("/{last}.zst")), 12);
+    let window = cluster()["windows"].as_array().unwrap().last().unwrap().clone();
+    assert_eq!((&window["to_time"], window["last_segment"].as_str().unwrap()), (&Value::Null, last.as_str()));
+}
+
+#[test]
 fn in_its_old_place_the_server_goes_on_archiving_and_old_targets_are_gone() {
     let repository = Repository::ceph();
     let mut server = archiving(&repository).configure("autovacuum = off").start();

@@ -105,8 +105,8 @@ fn level(text: &str) -> Result<i32, String> {
         Some(detail) => detail.strip_prefix(':').map(|detail| detail.strip_prefix("level=").unwrap_or(detail)),
         None => Some(text),
     };
-    let level = level.and_then(|level| level.parse().ok()).filter(|level| (-7..=19).contains(level));
-    level.ok_or_else(|| "expected -7 to 19, zstd or zstd:LEVEL".to_owned())
+    let level = level.and_then(|level| level.parse().ok()).filter(|level| (-7..=19).contains(level) && *level != 0);
+    level.ok_or_else(|| "expected -7 to 19 but not 0, zstd or zstd:LEVEL".to_owned())
 }
 
 fn note(text: &str) -> Result<(String, String), String> {
@@ -144,6 +144,7 @@ mod tests {
             ("-Zzstd:20", false),
             ("-Zzstd9", false),
             ("-Z0x", false),
+            ("-Z0", false),
             ("-Zgzip", false),
             ("-r10M", true),
             ("-r10", false),

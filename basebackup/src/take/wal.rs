@@ -13,7 +13,7 @@ use walkeep_common::repository::layout::BackupId;
 use walkeep_common::wal::header::{LONG_HEADER_BYTES, SegmentHeader};
 use walkeep_common::wal::history::TimelineHistory;
 use walkeep_common::wal::name::WalFileName;
-use walkeep_common::wal::segment::{SegmentName, SegmentSize, segment_before, segment_of};
+use walkeep_common::wal::segment::{SegmentName, SegmentSize};
 use walkeep_common::wal_archive::WalArchive;
 use walkeep_common::wal_object::encode::{Description, encode};
 
@@ -42,11 +42,9 @@ pub(super) struct NeededWal {
 }
 
 impl NeededWal {
-    /// From the segment that holds `start` to the one that holds the byte before `stop`, as recovery along `history`
-    /// reads them. Names are computed here, for `pg_walfile_name` means another segment on a boundary from 17 on.
+    /// What recovery along `history` reads from `start` to `stop`.
     pub(super) fn new(history: &TimelineHistory, start: Lsn, stop: Lsn, size: SegmentSize) -> Self {
-        let numbers = segment_of(start, size)..=segment_before(stop, size).max(segment_of(start, size));
-        Self { segments: numbers.map(|number| history.segment_name(number, size)).collect() }
+        Self { segments: history.segments(start, stop, size).collect() }
     }
 
     pub(super) fn first(&self) -> String {

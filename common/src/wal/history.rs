@@ -2,7 +2,7 @@
 //!
 //! Mirrors `readTimeLineHistory` and `writeTimeLineHistory` (src/backend/access/transam/timeline.c).
 
-use super::segment::{SegmentName, SegmentSize, Timeline, segment_of, segment_start};
+use super::segment::{SegmentName, SegmentSize, Timeline, segment_before, segment_of, segment_start};
 use crate::lsn::Lsn;
 
 /// The ancestry of one timeline, oldest first; the timeline itself is not in the list.
@@ -101,6 +101,14 @@ impl TimelineHistory {
             .find(|ancestor| number < segment_of(ancestor.switch_point, size))
             .map_or(self.timeline, |ancestor| ancestor.timeline);
         SegmentName::new(timeline, number, size)
+    }
+
+    /// The segments that recovery along this history reads from `start` to `stop`: from the one that holds `start` to the
+    /// one that holds the byte before `stop`. Names are computed here, for `pg_walfile_name` means another segment on a
+    /// boundary from 17 on.
+    pub fn segments(&self, start: Lsn, stop: Lsn, size: SegmentSize) -> impl Iterator<Item = SegmentName> {
+        let first = segment_of(start, size);
+        (first..=segment_before(stop, size).max(first)).map(move |number| self.segment_name(number, size))
     }
 
     /// The segment a timeline of this history begins in.
