@@ -7,16 +7,18 @@ use crate::list::ListArgs;
 use crate::restore::RestoreArgs;
 use crate::show::ShowArgs;
 use crate::take::TakeArgs;
+use crate::verify::VerifyArgs;
 
 const EXAMPLE: &str = "\
 Examples:
   basebackup take
   basebackup list
   basebackup restore latest -D /srv/restored --target-time '2026-11-22 10:15:00+01'
+  basebackup verify --all --wal
 
-Exit codes: 0 done, 1 failed, 2 usage or configuration";
+Exit codes: 0 done, 1 failed, 2 usage or configuration; verify: 4 damage was found";
 
-/// Takes, lists and restores base backups of PostgreSQL
+/// Takes, lists, restores and verifies base backups of PostgreSQL
 #[derive(Debug, Clone, Parser)]
 #[command(name = "basebackup", version, after_help = EXAMPLE, max_term_width = 100)]
 pub struct Cli {
@@ -40,4 +42,6 @@ pub enum Command {
     Show(ShowArgs),
     /// Restore a backup, ready to recover to a target
     Restore(Box<RestoreArgs>),
+    /// Read back what is stored and name what is damaged or missing
+    Verify(VerifyArgs),
 }

@@ -1,5 +1,7 @@
 //! The backups in a repository: what their own last objects say, with no index to go stale.
 
+use std::collections::BTreeSet;
+
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use walkeep_common::config::Config;
 use walkeep_common::error::{Error, Kind, Result};
@@ -22,6 +24,8 @@ pub struct Catalog {
     pub backups: Vec<Backup>,
     /// Backups that were begun and have no last object: running, or dead.
     pub unfinished: Vec<Unfinished>,
+    /// Complete backups whose last object was changed since it was written.
+    pub altered: BTreeSet<BackupId>,
     /// Backups whose last object cannot be read, and why.
     pub unusable: Vec<(BackupId, String)>,
 }
@@ -36,7 +40,7 @@ pub struct Unfinished {
 }
 
 enum Entry {
-    Complete(Box<Backup>),
+    Complete { backup: Box<Backup>, is_altered: bool },
     Unfinished(Unfinished),
     Unusable(BackupId, String),
     Abandoned,
@@ -55,7 +59,10 @@ impl Catalog {
         let mut catalog = Self::default();
         for entry in entries {
             match entry {
-                Entry::Complete(backup) => catalog.backups.push(*backup),
+                Entry::Complete { backup, is_altered } => {
+                    catalog.altered.extend(is_altered.then(|| backup.id.clone()));
+                    catalog.backups.push(*backup);
+                }
                 Entry::Unfinished(unfinished) => catalog.unfinished.push(unfinished),
                 Entry::Unusable(id, problem) => catalog.unusable.push((id, problem)),
                 Entry::Abandoned => {}
@@ -103,7 +110,7 @@ async fn load_entry(archive: &WalArchive, id: BackupId) -> Result<Entry> {
     };
     Ok(match BackupRecord::parse(&bytes, &id) {
         Ok(BackupRecord::Complete(backup)) if backup.system_identifier == layout.system_identifier() => {
-            Entry::Complete(backup)
+            Entry::Complete { is_altered: !backup.is_as_written(&bytes), backup }
         }
         Ok(BackupRecord::Complete(_)) => Entry::Unusable(id, "it belongs to another cluster".to_owned()),
         Ok(BackupRecord::Abandoned) => Entry::Abandoned,

@@ -22,3 +22,4 @@ pub mod restore;
 pub mod session;
 pub mod show;
 pub mod take;
+pub mod verify;

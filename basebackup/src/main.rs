@@ -1,9 +1,10 @@
-//! `basebackup`: takes, lists and restores base backups of PostgreSQL.
+//! `basebackup`: takes, lists, restores and verifies base backups of PostgreSQL.
 
 use std::process::ExitCode;
 
 use basebackup::args::{Cli, Command};
-use basebackup::{list, restore, show, take};
+use basebackup::verify::Verdict;
+use basebackup::{list, restore, show, take, verify};
 use clap::Parser as _;
 use walkeep_common::cli::{self, LogFormat, Reporter, Severity};
 use walkeep_common::error::{Error, Kind, Result};
@@ -12,6 +13,7 @@ const PROGRAM: &str = "basebackup";
 const DONE: u8 = 0;
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
+const DAMAGED: u8 = 4;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -29,7 +31,7 @@ fn main() -> ExitCode {
     let reporter = Reporter::install(PROGRAM, cli.common.log_format);
     cli::restrict_new_files();
     match run(&cli, reporter) {
-        Ok(()) => ExitCode::from(DONE),
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             reporter.error(Severity::Error, &error);
             ExitCode::from(if error.kind() == Kind::Usage { USAGE } else { FAILED })
@@ -37,7 +39,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli, reporter: Reporter) -> Result<()> {
+/// Returns the exit code.
+fn run(cli: &Cli, reporter: Reporter) -> Result<u8> {
     if let Command::Take(args) = &cli.command {
         cli::refuse_root(args.allow_root)?;
         if args.low_priority {
@@ -49,11 +52,17 @@ fn run(cli: &Cli, reporter: Reporter) -> Result<()> {
         .map_err(|error| Error::new(Kind::Unavailable, "could not start the runtime").caused_by(error))?;
     let result = runtime.block_on(async {
         match &cli.command {
-            Command::Take(args) => take::take(args, &config, reporter).await,
-            Command::List(args) => list::list(args, &config).await,
-            Command::Show(args) => show::show(args, &config).await,
-            Command::Restore(args) => restore::restore(args, &config, reporter).await,
+            Command::Take(args) => take::take(args, &config, reporter).await?,
+            Command::List(args) => list::list(args, &config).await?,
+            Command::Show(args) => show::show(args, &config).await?,
+            Command::Restore(args) => restore::restore(args, &config, reporter).await?,
+            Command::Verify(args) => {
+                if verify::verify(args, &config, reporter).await? == Verdict::Damaged {
+                    return Ok(DAMAGED);
+                }
+            }
         }
+        Ok(DONE)
     });
     runtime.shutdown_background();
     result

@@ -11,7 +11,7 @@ use walkeep_tests::cluster::{Cluster, StopMode, major, program};
 use walkeep_tests::repository::Repository;
 use walkeep_tests::run::{Run, Running};
 
-use crate::site::{Load, Place, archiving, take, verify, wait_until_open};
+use crate::site::{Load, Place, archiving, check_indexes, take, verify, wait_until_open};
 
 /// Tables are made, filled, emptied, rewritten and dropped.
 const TABLES: &str = "\
@@ -96,7 +96,7 @@ fn what_is_restored_is_what_was_there_whatever_happened_during_the_backup() {
         restored.start();
         wait_until_open(&restored);
         assert!(dump(&restored) == before, "round {round}: the restored cluster differs");
-        check_indexes(&restored);
+        check_indexes(&restored, &["--all"]);
         restored.stop(StopMode::Fast);
         check_pages(&place.data());
         server.sql("truncate pgbench_history; update pgbench_accounts set abalance = 0");
@@ -108,16 +108,6 @@ fn dump(server: &Cluster) -> String {
     let dumped = Run::new(program("pg_dumpall")).args(server.connection()).arg("--no-unlogged-table-data").finish();
     // Newer clients wrap the dump into a key that is drawn at random.
     dumped.expect_code(0).stdout.lines().filter(|line| !line.contains("restrict ")).collect::<Vec<_>>().join("\n")
-}
-
-fn check_indexes(server: &Cluster) {
-    let has_amcheck = server.sql("select count(*) from pg_available_extensions where name = 'amcheck'") == "1";
-    if major() < 14 || !has_amcheck {
-        return;
-    }
-    let check = Run::new(program("pg_amcheck")).args(server.connection());
-    let checked = check.args(["--all", "--install-missing", "--heapallindexed", "--parent-check"]).finish();
-    assert!(checked.code() == 0 && checked.stdout.is_empty(), "{checked}");
 }
 
 fn check_pages(data: &Path) {

@@ -32,4 +32,5 @@ mod take;
 mod take_fidelity;
 mod take_life;
 mod timelines;
+mod verify;
 mod wal_records;

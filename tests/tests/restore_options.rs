@@ -4,12 +4,12 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 
 use serde_json::Value;
-use walkeep_tests::cluster::{Cluster, major, program};
+use walkeep_tests::cluster::{Cluster, program};
 use walkeep_tests::repository::Repository;
 use walkeep_tests::run::Run;
 use walkeep_tests::scratch::Scratch;
 
-use crate::site::{Place, archiving, basebackup, take, verify, wait_until_open};
+use crate::site::{Place, archiving, basebackup, check_indexes, take, verify, wait_until_open};
 
 /// Runs SQL in a database that may refuse.
 fn in_database(server: &Cluster, database: &str, sql: &str) -> walkeep_tests::run::Finished {
@@ -67,11 +67,7 @@ fn of_several_databases_only_the_one_named_is_restored() {
     restored.start();
     wait_until_open(&restored);
     assert_eq!(in_database(&restored, "wanted", "select count(*), sum(i) from later").stdout, expected);
-    if major() >= 14 {
-        let check =
-            Run::new(program("pg_amcheck")).args(restored.connection()).args(["-d", "wanted", "-d", "postgres"]);
-        check.args(["--install-missing", "--heapallindexed"]).finish().expect_code(0);
-    }
+    check_indexes(&restored, &["-d", "wanted", "-d", "postgres"]);
     for database in ["heavy", "elsewhere"] {
         let refused = in_database(&restored, database, "select 1");
         assert_eq!(refused.code(), 2, "{refused}");

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use walkeep_tests::binaries;
-use walkeep_tests::cluster::{Cluster, Options, program};
+use walkeep_tests::cluster::{Cluster, Options, major, program};
 use walkeep_tests::repository::Repository;
 use walkeep_tests::run::{Finished, Run, Running, tool};
 use walkeep_tests::scratch::Scratch;
@@ -111,6 +111,19 @@ pub(crate) fn expect_no_start(data: &Path) {
 #[track_caller]
 pub(crate) fn verify(data: &Path) {
     Run::new(program("pg_verifybackup")).args(["-n", "-e"]).arg(data).finish().expect_code(0);
+}
+
+/// Has `pg_amcheck`, which came with 14, look at tables and indexes of these databases, where this build of PostgreSQL
+/// brings the extension.
+#[track_caller]
+pub(crate) fn check_indexes(server: &Cluster, databases: &[&str]) {
+    let has_amcheck = server.sql("select count(*) from pg_available_extensions where name = 'amcheck'") == "1";
+    if major() < 14 || !has_amcheck {
+        return;
+    }
+    let check = Run::new(program("pg_amcheck")).args(server.connection()).args(databases);
+    let checked = check.args(["--install-missing", "--heapallindexed", "--parent-check"]).finish();
+    assert!(checked.code() == 0 && checked.stdout.is_empty(), "{checked}");
 }
 
 /// pgbench under way against a server; what it has filled first is 100 000 accounts.

@@ -58,7 +58,7 @@ fn damaged_relations_are_named_in_every_database_and_tablespace() {
     let (odd, _) = relation_file(&cluster, "\"Odd.t\"");
     let (shared, _) = relation_file(&cluster, "pg_catalog.pg_shdescription");
     // A file that no relation has any more.
-    let stray = "base/5/99999".to_owned();
+    let stray = format!("base/{}/99999", cluster.sql("select oid from pg_database where datname = 'postgres'"));
     std::fs::copy(cluster.data().join(&odd), cluster.data().join(&stray)).unwrap();
     user::give(&cluster.data().join(&stray));
     for path in [&odd, &here, &shared, &stray] {

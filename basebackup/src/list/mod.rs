@@ -137,13 +137,15 @@ async fn summarize(archive: &WalArchive) -> Result<Cluster> {
     })
 }
 
-/// The cluster's segment size: from its identity, or from a backup of it.
+/// The cluster's segment size: from a backup of it, or from its identity.
 ///
 /// # Errors
 /// As [`WalArchive::identity`].
 pub async fn segment_size(archive: &WalArchive, catalog: &Catalog) -> Result<Option<SegmentSize>> {
-    let identity = archive.identity().await?.and_then(|identity| identity.segment_size);
-    Ok(identity.or_else(|| catalog.backups.last().map(|backup| backup.segment_size)))
+    match catalog.backups.last() {
+        Some(backup) => Ok(Some(backup.segment_size)),
+        None => Ok(archive.identity().await?.and_then(|identity| identity.segment_size)),
+    }
 }
 
 fn timeline_summary(inventory: &Inventory, timeline: walkeep_common::wal::segment::Timeline) -> TimelineSummary {

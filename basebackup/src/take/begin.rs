@@ -8,6 +8,7 @@ use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::postgres::control::ControlFile;
 use walkeep_common::repository::backup::Begin;
 use walkeep_common::repository::layout::BackupId;
+use walkeep_common::repository::seal::seal;
 use walkeep_common::store::Created;
 use walkeep_common::wal_archive::WalArchive;
 use walkeep_common::wal_object::header::FORMAT_VERSION;
@@ -32,6 +33,7 @@ pub(super) async fn begin(archive: &WalArchive, data_directory: &Path, control: 
         };
         let bytes = serde_json::to_vec(&begin)
             .map_err(|error| Error::new(Kind::Internal, "could not write begin.json").caused_by(error))?;
+        let bytes = seal(&bytes);
         let key = archive.layout().backup_object(&id, "begin.json");
         if archive.store().create(&key, bytes.clone()).await? == Created::New {
             return Ok(id);

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::repository::backup::Backup;
 use walkeep_common::repository::layout::BackupId;
+use walkeep_common::repository::seal::seal;
 use walkeep_common::store::Created;
 use walkeep_common::wal_archive::WalArchive;
 
@@ -25,7 +26,7 @@ pub(super) async fn store_record(archive: &WalArchive, backup: &Backup) -> Resul
         }
     }
     let bytes = backup.to_bytes().map_err(internal)?;
-    put(archive, &backup.id, "backup.json", bytes.into()).await
+    put(archive, &backup.id, "backup.json", seal(&bytes).into()).await
 }
 
 /// Stores an object under a name that `begin.json` made ours.

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::layout::BackupId;
+use super::seal::{self, Seal};
 use crate::lsn::Lsn;
 use crate::wal::segment::{SegmentSize, Timeline};
 use crate::wal_object::header::{FORMAT_VERSION, text_or_number};
@@ -250,6 +251,16 @@ impl Backup {
         let mut bytes = serde_json::to_vec_pretty(self)?;
         bytes.push(b'\n');
         Ok(bytes)
+    }
+
+    /// Whether these bytes, of which this was read, are as they were written: by their checksum, or where they have none
+    /// because there is nothing in them that this program would not write.
+    pub fn is_as_written(&self, bytes: &[u8]) -> bool {
+        match seal::check(bytes) {
+            Seal::Intact => true,
+            Seal::Broken => false,
+            Seal::Missing => self.to_bytes().is_ok_and(|own| own == bytes),
+        }
     }
 
     /// The PostgreSQL major it was taken from.

@@ -110,9 +110,10 @@ impl Layout {
         self.below(&["base", &id.0])
     }
 
-    /// An object of a base backup: `begin.json`, `backup.json`, `files.ndjson.zst`, `backup_manifest.zst`.
+    /// An object of a base backup: `begin.json`, `backup.json`, `files.ndjson.zst`, `backup_manifest.zst`, `wal/…`.
     pub fn backup_object(&self, id: &BackupId, name: &str) -> Path {
-        self.below(&["base", &id.0, name])
+        let folder = self.backup_folder(id);
+        name.split('/').fold(folder, Path::join)
     }
 
     /// Pack `number` of a base backup, counted from 1.

@@ -3,3 +3,4 @@
 pub mod backup;
 pub mod identity;
 pub mod layout;
+pub mod seal;

@@ -17,6 +17,7 @@ use crate::error::{Error, Kind, Result};
 use crate::host_memory::HostMemory;
 use crate::repository::identity::Identity;
 use crate::repository::layout::{Layout, PROBE_FOLDER, probe};
+use crate::repository::seal::seal;
 use crate::retry::Patience;
 use crate::store::{CreateOnly, Created, Store};
 use crate::wal::segment::SegmentSize;
@@ -87,7 +88,7 @@ impl WalArchive {
             .to_bytes()
             .map_err(|error| Error::new(Kind::Internal, "could not write identity.json").caused_by(error))?;
         let key = self.layout.identity();
-        if self.store.create(&key, bytes).await? == Created::Exists {
+        if self.store.create(&key, seal(&bytes)).await? == Created::Exists {
             self.store.make_durable(&key)?;
             let found = self.identity().await?;
             check_segment_size(found.as_ref().and_then(|found| found.segment_size), segment_size)?;

@@ -150,6 +150,7 @@ pub async fn plan(archive: &WalArchive, catalog: &Catalog, choice: &BackupChoice
     let mut warnings = chosen.warnings;
     warnings.extend(settled.warnings);
     warnings.extend(unusable(catalog));
+    warnings.extend(altered(catalog, chosen.backup));
     warnings.extend(bad_pages(chosen.backup));
     warnings.extend(damaged);
     Ok(Plan {
@@ -383,6 +384,11 @@ fn recovery_timeline(request: &Request, history: &TimelineHistory) -> (RecoveryT
 
 fn unusable(catalog: &Catalog) -> impl Iterator<Item = String> {
     catalog.unusable.iter().map(|(id, problem)| format!("base backup {id} cannot be used: {problem}"))
+}
+
+fn altered(catalog: &Catalog, backup: &Backup) -> Option<String> {
+    let is_altered = catalog.altered.contains(&backup.id);
+    is_altered.then(|| format!("backup.json of backup {} was changed since it was written", backup.id))
 }
 
 fn bad_pages(backup: &Backup) -> Option<String> {
