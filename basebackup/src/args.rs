@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand};
 use walkeep_common::cli::CommonArgs;
 
+use crate::drill::DrillArgs;
 use crate::list::ListArgs;
 use crate::restore::RestoreArgs;
 use crate::show::ShowArgs;
@@ -15,10 +16,11 @@ Examples:
   basebackup list
   basebackup restore latest -D /srv/restored --target-time '2026-11-22 10:15:00+01'
   basebackup verify --all --wal
+  basebackup drill --sql orders.sql --report drill.html
 
-Exit codes: 0 done, 1 failed, 2 usage or configuration; verify: 4 damage was found";
+Exit codes: 0 done, 1 failed, 2 usage or configuration; verify and drill: 4 damage was found";
 
-/// Takes, lists, restores and verifies base backups of PostgreSQL
+/// Takes, lists, restores, verifies and drills base backups of PostgreSQL
 #[derive(Debug, Clone, Parser)]
 #[command(name = "basebackup", version, after_help = EXAMPLE, max_term_width = 100)]
 pub struct Cli {
@@ -42,6 +44,9 @@ pub enum Command {
     Show(ShowArgs),
     /// Restore a backup, ready to recover to a target
     Restore(Box<RestoreArgs>),
+    /// Restore a backup into a scratch directory, start PostgreSQL on it, check and measure, and remove it again
+    #[command(disable_help_flag = true)]
+    Drill(Box<DrillArgs>),
     /// Read back what is stored and name what is damaged or missing
     Verify(VerifyArgs),
 }

@@ -1,10 +1,10 @@
-//! `basebackup`: takes, lists, restores and verifies base backups of PostgreSQL.
+//! `basebackup`: takes, lists, restores, verifies and drills base backups of PostgreSQL.
 
 use std::process::ExitCode;
 
 use basebackup::args::{Cli, Command};
 use basebackup::verify::Verdict;
-use basebackup::{list, restore, show, take, verify};
+use basebackup::{drill, list, restore, show, take, verify};
 use clap::Parser as _;
 use walkeep_common::cli::{self, LogFormat, Reporter, Severity};
 use walkeep_common::error::{Error, Kind, Result};
@@ -47,6 +47,10 @@ fn run(cli: &Cli, reporter: Reporter) -> Result<u8> {
             take::priority::lower(reporter);
         }
     }
+    if let Command::Drill(_) = &cli.command {
+        // PostgreSQL does not run as root.
+        cli::refuse_root(false)?;
+    }
     let config = cli.common.resolve()?;
     let runtime = tokio::runtime::Runtime::new()
         .map_err(|error| Error::new(Kind::Unavailable, "could not start the runtime").caused_by(error))?;
@@ -56,6 +60,11 @@ fn run(cli: &Cli, reporter: Reporter) -> Result<u8> {
             Command::List(args) => list::list(args, &config).await?,
             Command::Show(args) => show::show(args, &config).await?,
             Command::Restore(args) => restore::restore(args, &config, reporter).await?,
+            Command::Drill(args) => {
+                if !Box::pin(drill::drill(args, &config, reporter)).await? {
+                    return Ok(DAMAGED);
+                }
+            }
             Command::Verify(args) => {
                 if verify::verify(args, &config, reporter).await? == Verdict::Damaged {
                     return Ok(DAMAGED);

@@ -139,7 +139,8 @@ pub fn major() -> u32 {
     *MAJOR
 }
 
-fn bin_directory() -> &'static Path {
+/// Where the programs of the major under test are.
+pub fn bin_directory() -> &'static Path {
     static DIRECTORY: LazyLock<PathBuf> =
         LazyLock::new(|| std::env::var_os("PG_BIN").map_or_else(newest_installed, PathBuf::from));
     &DIRECTORY

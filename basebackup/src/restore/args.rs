@@ -35,6 +35,9 @@ pub struct RestoreArgs {
     /// Put the tablespace that was in OLDDIR into NEWDIR ("=" in a name is written "\=")
     #[arg(short = 'T', long, value_name = "OLDDIR=NEWDIR")]
     pub tablespace_mapping: Vec<Mapping>,
+    /// All tablespaces go below this directory.
+    #[arg(skip)]
+    pub tablespaces_below: Option<PathBuf>,
     /// Only this database; may be repeated. The others become empty shells that nobody can connect to, only drop
     #[arg(long, value_name = "NAME", conflicts_with_all = ["delta", "standby"])]
     pub only_database: Vec<String>,
@@ -148,6 +151,30 @@ pub enum BackupChoice {
 }
 
 impl RestoreArgs {
+    /// A copy of `backup`, recovered to `target`, as whoever looks at copies wants it; where to is said later.
+    pub fn of_copy(backup: BackupChoice, target: TargetArgs, jobs: Option<u16>, progress: bool) -> Self {
+        Self {
+            backup,
+            pgdata: None,
+            dry_run: false,
+            target,
+            delta: false,
+            tablespace_mapping: Vec::new(),
+            tablespaces_below: None,
+            only_database: Vec::new(),
+            max_wal: None,
+            waldir: None,
+            config_dir: None,
+            to_cluster: None,
+            jobs,
+            progress,
+            keep_archiving: false,
+            system_identifier: None,
+            patroni: PatroniArgs::default(),
+            format: Format::Text,
+        }
+    }
+
     /// The target that is meant.
     ///
     /// # Errors

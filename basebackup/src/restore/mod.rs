@@ -49,7 +49,7 @@ use self::owner::Ownership;
 use self::plan::{Plan, plan};
 use self::recovery::{Archiving, find_archive_get, relied_on, restore_command, settings, signal_file};
 use self::selection::Selection;
-use self::tablespaces::place;
+use self::tablespaces::{below, place};
 use self::target::Request;
 use crate::accounts::Accounts;
 use crate::catalog::{Catalog, archives};
@@ -98,38 +98,61 @@ pub async fn restore(args: &RestoreArgs, config: &Config, reporter: Reporter) ->
     if args.dry_run {
         return Ok(());
     }
-    let Preparation {
-        archive,
-        plan,
-        directories,
-        entries,
-        ownership,
-        archiving,
-        settings,
-        configuration,
-        selection,
-        ..
-    } = prepared;
-    let backup = plan.backup.clone();
-    let mode = data_directory_mode(&backup);
-    let work = Work {
-        archive,
-        backup,
-        entries,
-        destination: Destination::open(directories.clone(), mode, ownership.owner)?,
-        jobs: args.jobs.map_or_else(processors, usize::from),
-        settings,
-        signal_file: signal_file(&plan.request.role),
-        configuration,
-        selection,
-        existing: if args.delta { Existing::Delta } else { Existing::Nothing },
-        pace: Pace::of(args.progress),
-    };
-    let done = execute(work, reporter, &requests).await?;
+    let (plan, directories, archiving) = (prepared.plan.clone(), prepared.directories.clone(), prepared.archiving);
+    let done = execute(prepared.into_work(args)?, reporter, &requests).await?;
     advice::warn(&plan, &done, &directories, reporter);
     match args.format {
         Format::Text => print(&advice::next_steps(&plan, &done, archiving, begun.elapsed())),
         Format::Json => Ok(()),
+    }
+}
+
+/// A copy that was restored to be looked at.
+#[derive(Debug)]
+pub(crate) struct RestoredCopy {
+    /// What was done.
+    pub(crate) plan: Plan,
+    /// Where it came from.
+    pub(crate) archive: WalArchive,
+}
+
+/// Restores a copy that touches nothing outside `directory`: its data directory is `data` in there, and tablespaces lie
+/// beside it.
+///
+/// # Errors
+/// As [`restore`].
+pub(crate) async fn copy(
+    args: &RestoreArgs,
+    config: &Config,
+    directory: &Path,
+    reporter: Reporter,
+    requests: &Requests,
+) -> Result<RestoredCopy> {
+    let args =
+        RestoreArgs { pgdata: Some(directory.join("data")), tablespaces_below: Some(directory.into()), ..args.clone() };
+    let prepared = prepare(&args, config).await?;
+    refuse_too_little(&prepared.spaces)?;
+    let copy = RestoredCopy { plan: prepared.plan.clone(), archive: prepared.archive.clone() };
+    let _ = execute(prepared.into_work(&args)?, reporter, requests).await?;
+    Ok(copy)
+}
+
+impl Preparation {
+    fn into_work(self, args: &RestoreArgs) -> Result<Work> {
+        let mode = data_directory_mode(&self.plan.backup);
+        Ok(Work {
+            archive: self.archive,
+            backup: self.plan.backup,
+            entries: self.entries,
+            destination: Destination::open(self.directories, mode, self.ownership.owner)?,
+            jobs: args.jobs.map_or_else(processors, usize::from),
+            settings: self.settings,
+            signal_file: signal_file(&self.plan.request.role),
+            configuration: self.configuration,
+            selection: self.selection,
+            existing: if args.delta { Existing::Delta } else { Existing::Nothing },
+            pace: Pace::of(args.progress),
+        })
     }
 }
 
@@ -142,7 +165,10 @@ async fn prepare(args: &RestoreArgs, config: &Config) -> Result<Preparation> {
     let backup = &plan.backup;
     refuse_much_wal(&plan, args.max_wal)?;
     let selection = Selection::new(backup, &args.only_database)?;
-    let tablespaces = place(&backup.tablespaces, &args.tablespace_mapping, &data, wal.as_deref())?;
+    let tablespaces = match &args.tablespaces_below {
+        Some(directory) => below(&backup.tablespaces, &real_path(directory)?),
+        None => place(&backup.tablespaces, &args.tablespace_mapping, &data, wal.as_deref())?,
+    };
     let directories = Directories { data, wal, tablespaces };
     refuse_unwritable_map(backup, &directories)?;
     if args.delta {

@@ -65,6 +65,11 @@ impl fmt::Display for Mapping {
     }
 }
 
+/// A directory for each tablespace below one directory.
+pub fn below(tablespaces: &[Tablespace], directory: &Path) -> BTreeMap<u32, PathBuf> {
+    tablespaces.iter().map(|space| (space.oid, directory.join(format!("tablespace-{}", space.oid)))).collect()
+}
+
 /// The directory of each tablespace after the restore, by its object identifier. What was in the data directory stays
 /// there.
 ///

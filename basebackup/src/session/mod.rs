@@ -4,6 +4,7 @@
 //! - [`server`]: what must be known of it, in a few queries.
 //! - [`preflight`]: whether a backup can be taken from it, decided from those facts.
 //! - [`relations`]: which relation a file belongs to.
+//! - [`inspection`]: what a restored server is asked.
 //! - [`backup_mode`]: `pg_backup_start` to `pg_backup_stop`.
 //!
 //! A backup lives and dies with its session, so a [`Session`] never reconnects: once the connection is lost, everything
@@ -14,6 +15,7 @@ pub mod backup_mode;
 pub mod conninfo;
 mod driver;
 mod failure;
+pub mod inspection;
 mod pooling;
 pub mod preflight;
 pub mod relations;
@@ -230,6 +232,9 @@ fn config(parameters: &ConnectionParameters, transport: Transport) -> Config {
     let mut config = Config::new();
     config.ssl_mode(transport).port(parameters.port).user(&parameters.user).dbname(&parameters.database);
     config.application_name(&parameters.application_name);
+    if let Some(options) = &parameters.startup_options {
+        config.options(options);
+    }
     if let Some(password) = &parameters.password {
         config.password(&password.text);
     }

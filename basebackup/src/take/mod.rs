@@ -47,6 +47,7 @@ use crate::files::attributes::Attributes;
 use crate::files::page::BlockSize;
 use crate::files::scan::{Scan, ScanOptions, scan};
 use crate::files::settle::PageChecks;
+use crate::interrupt::interrupted;
 use crate::meter::{Meter, Pace, Requests};
 use crate::output::{Format, bytes, print, print_json};
 use crate::session::backup_mode::{Backup as BackupMode, Stopped};
@@ -75,6 +76,7 @@ pub async fn take(args: &TakeArgs, config: &Config, reporter: Reporter) -> Resul
     let taken = tokio::select! {
         taken = &mut running => taken,
         // What is complete but for its record is as good as taken.
+        // Leaving closes the connection, which ends PostgreSQL's backup mode.
         () = interrupted() => if progress.is_being_recorded.load(Ordering::Relaxed) {
             tokio::time::timeout(LAST_PUT, &mut running).await.unwrap_or_else(|_| Err(recording_interrupted()))
         } else {
@@ -91,18 +93,6 @@ pub async fn take(args: &TakeArgs, config: &Config, reporter: Reporter) -> Resul
     match args.format {
         Format::Json => print_json(&backup),
         Format::Text => print(&format!("{}\n", backup.id)),
-    }
-}
-
-/// Waits for Ctrl-C or SIGTERM. Leaving closes the connection, which ends PostgreSQL's backup mode.
-async fn interrupted() {
-    use tokio::signal::unix::{SignalKind, signal};
-    match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
-        (Ok(mut interrupt), Ok(mut terminate)) => {
-            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-        }
-        // Without a handler the signal's own action ends the process, to the same effect.
-        _ => std::future::pending().await,
     }
 }
 

@@ -126,6 +126,16 @@ impl Layout {
         self.below(&["base", &id.0, "wal", &format!("{name}{SUFFIX}")])
     }
 
+    /// The folder of all records of drills.
+    pub fn drills_folder(&self) -> Path {
+        self.below(&["drills"])
+    }
+
+    /// The record of a drill.
+    pub fn drill(&self, id: &BackupId) -> Path {
+        self.below(&["drills", &format!("{id}.json")])
+    }
+
     fn below(&self, parts: &[&str]) -> Path {
         let mut path = self.folder.clone();
         for part in parts {

@@ -64,6 +64,8 @@ pub struct ConnectionParameters {
     pub connect_timeout: Option<Duration>,
     /// Shown in `pg_stat_activity`.
     pub application_name: String,
+    /// Settings that hold for the session whatever role and database say.
+    pub startup_options: Option<String>,
 }
 
 /// Where a server listens.
@@ -230,6 +232,7 @@ impl Settings {
             sslmode: self.sslmode(&root_certificates)?,
             connect_timeout: self.connect_timeout()?,
             application_name: self.get("application_name").unwrap_or("basebackup").to_owned(),
+            startup_options: None,
             host,
             port,
             user,

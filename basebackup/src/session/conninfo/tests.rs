@@ -23,6 +23,7 @@ fn with_nothing_said_the_socket_and_the_database_postgres_are_used() {
         root_certificates: RootCertificates::Default(None),
         connect_timeout: Some(CONNECT_TIMEOUT),
         application_name: "basebackup".to_owned(),
+        startup_options: None,
     };
     assert_eq!(parameters, expected);
     assert_eq!(parameters.target(), "socket \"/var/run/postgresql/.s.PGSQL.5432\"");
