@@ -230,6 +230,25 @@ fn nothing_reaches_out_of_a_drill() {
 }
 
 #[test]
+fn a_server_without_a_network_gets_its_wal_from_a_bucket() {
+    let repository = Repository::ceph();
+    let server = archiving(&repository).start();
+    server.sql("create table t as select 1 as n");
+    take(&repository, &server);
+    for n in 2..6 {
+        server.sql(&format!("insert into t values ({n})"));
+        server.wait_until_archived(&server.finish_segment());
+    }
+    let files = place();
+    let all = sql(&files, "all.sql", "select count(*) = 5 from t");
+    let (drilled, record) = drill(&repository, &["--sql", &all]);
+    drilled.expect_code(0);
+    assert!(record["replayed_segments"].as_u64().unwrap() >= 4, "{record:#}");
+    // While it goes on, the original is at work and notices nothing.
+    server.sql("insert into t values (6)");
+}
+
+#[test]
 fn a_drill_that_is_killed_leaves_nothing_that_the_next_one_does_not_clear() {
     let past = Past::shared();
     let repository = copy_of(&past.repository);

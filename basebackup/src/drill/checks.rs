@@ -149,6 +149,7 @@ pub(super) async fn sql(access: &Access, database: &str, file: &Path) -> Result<
         None => (Outcome::Failed, "there is no query in it".to_owned()),
         Some(answer) if answer.rows == 0 => (Outcome::Failed, "its last query returned no row".to_owned()),
         Some(answer) if answer.has_false => (Outcome::Failed, "its last query returned false".to_owned()),
+        Some(answer) if answer.rows == 1 => (Outcome::Passed, "one row".to_owned()),
         Some(answer) => (Outcome::Passed, format!("{} rows", answer.rows)),
     })
 }

@@ -53,16 +53,24 @@ pub(super) fn html(record: &Record, earlier: &[Record]) -> String {
     if let Some(problem) = &record.problem {
         let _ = write!(page, "<p class=\"o-failed mono\">{}</p>", escape(problem));
     }
-    let commit = record.last_commit.map_or_else(|| "none was replayed".to_owned(), time);
-    let _ = write!(
-        page,
-        "<div class=\"measures\"><div class=\"measure\"><span class=\"soft\">Time to recover (RTO)</span><b>{}</b></div>\
-         <div class=\"measure\"><span class=\"soft\">Data at risk (RPO)</span><b>{}</b></div>\
-         <div class=\"measure\"><span class=\"soft\">Newest commit recovered</span><b>{}</b></div></div>",
-        escape(&objective(record.rto_seconds, record.rto_objective_seconds)),
-        escape(&objective(record.rpo_seconds, record.rpo_objective_seconds)),
-        escape(&commit),
+    let measured = |seconds_taken: Option<f64>| seconds_taken.map_or_else(|| "not measured".to_owned(), seconds);
+    let commit = record.last_commit.map_or_else(
+        || ("none replayed".to_owned(), String::new()),
+        |last| (last.strftime("%T UTC").to_string(), date(last)),
     );
+    page.push_str("<div class=\"measures\">");
+    for (name, value, note) in [
+        ("Time to recover (RTO)", measured(record.rto_seconds), kept(record.rto_seconds, record.rto_objective_seconds)),
+        ("Data at risk (RPO)", measured(record.rpo_seconds), kept(record.rpo_seconds, record.rpo_objective_seconds)),
+        ("Newest commit recovered", commit.0, commit.1),
+    ] {
+        let (value, note) = (escape(&value), escape(&note));
+        let _ = write!(
+            page,
+            "<div class=\"measure\"><span class=\"soft\">{name}</span><b>{value}</b><span class=\"soft\">{note}</span></div>"
+        );
+    }
+    page.push_str("</div>");
     page.push_str("<h2>What was restored</h2>");
     page.push_str(&facts(&restored(record)));
     page.push_str("<h2>How long it took</h2>");
@@ -80,6 +88,15 @@ pub(super) fn html(record: &Record, earlier: &[Record]) -> String {
          </main></body></html>\n",
     );
     page
+}
+
+/// Whether an objective was kept, in words.
+fn kept(measured: Option<f64>, wanted: Option<f64>) -> String {
+    match (measured, wanted) {
+        (Some(measured), Some(wanted)) if measured > wanted => format!("objective {}: missed", seconds(wanted)),
+        (Some(_), Some(wanted)) => format!("objective {}: kept", seconds(wanted)),
+        _ => "no objective".to_owned(),
+    }
 }
 
 fn restored(record: &Record) -> Vec<(&'static str, String)> {
@@ -104,7 +121,7 @@ fn performed(record: &Record) -> Vec<(&'static str, String)> {
         ("Host", record.host.clone()),
         ("User", record.user.clone()),
         ("Program", format!("Walkeep {}", record.version)),
-        ("Directory", format!("{}, removed afterwards", record.scratch)),
+        ("Directory", record.scratch.clone()),
         ("Network", record.network.clone().unwrap_or_else(|| "no server was started".to_owned())),
         (
             "Kept apart",
