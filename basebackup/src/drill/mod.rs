@@ -41,7 +41,7 @@ use crate::meter::Requests;
 use crate::output::{Format, print, print_json};
 use crate::restore::args::{BackupChoice, TargetArgs};
 use crate::restore::plan::Plan;
-use crate::restore::target::TargetAction;
+use crate::restore::target::{Target, TargetAction};
 use crate::restore::{RestoreArgs, copy};
 
 /// How long a request is tried again before anything is restored.
@@ -184,6 +184,7 @@ pub async fn drill(args: &DrillArgs, config: &Config, reporter: Reporter) -> Res
         scratch: Scratch::create(&args.directory, args.keep, reporter)?,
         checks: Checks::default(),
         record: blank_record(args, &archive, config, backup),
+        has_end: false,
     };
     let target = target(args, backup, &catalog, &archive).await?;
     drill.record.scratch = drill.scratch.path().display().to_string();
@@ -196,6 +197,9 @@ pub async fn drill(args: &DrillArgs, config: &Config, reporter: Reporter) -> Res
     if record.problem.is_none() && record.verdict == Verdict::Failed && args.keep {
         let hint = format!("The copy is in \"{}\".", record.scratch);
         reporter.print(Severity::Info, "the restored copy was kept", Some(&hint));
+    }
+    for check in record.checks.iter().filter(|check| check.outcome == Outcome::Skipped) {
+        reporter.print(Severity::Warning, &format!("check \"{}\" was not made: {}", check.name, check.detail), None);
     }
     record.finished = Timestamp::now();
     if let Err(error) = record.store(&archive).await {
@@ -331,6 +335,8 @@ struct Drill<'d> {
     scratch: Scratch,
     checks: Checks,
     record: Record,
+    /// Whether recovery stops somewhere before the end of the archive.
+    has_end: bool,
 }
 
 impl Drill<'_> {
@@ -369,7 +375,7 @@ impl Drill<'_> {
             Some(self.record.phases.iter().filter(|phase| phase.counts).map(|phase| phase.seconds).sum());
 
         let begun = Instant::now();
-        self.check(&mut server, &access).await?;
+        self.check(backup, &mut server, &access).await?;
         let stopped = server.stop().await?;
         if !stopped.success() {
             let problem = format!("PostgreSQL did not shut down in order: {stopped}");
@@ -390,7 +396,17 @@ impl Drill<'_> {
         let mut restoring = RestoreArgs::of_copy(choice, target, self.args.jobs, self.args.progress);
         restoring.system_identifier = Some(backup.system_identifier);
         let requests = Requests::new();
-        let restored = copy(&restoring, self.config, self.scratch.path(), self.reporter, &requests).await?;
+        let mut restored = copy(&restoring, self.config, self.scratch.path(), self.reporter, &requests).await;
+        if self.args.target == TargetWish::Random
+            && restored.as_ref().is_err_and(|error| error.kind() == Kind::NotFound)
+        {
+            // Behind the moment that was drawn nothing was committed any more: there is nothing to stop at.
+            restoring.target = TargetArgs { target_inclusive: true, ..TargetArgs::default() };
+            self.record.target = format!("latest, for nothing was committed after the drawn {}", self.record.target);
+            restored = copy(&restoring, self.config, self.scratch.path(), self.reporter, &requests).await;
+        }
+        let restored = restored?;
+        self.has_end = restored.plan.request.target != Target::End;
         for warning in &restored.plan.warnings {
             self.reporter.print(Severity::Warning, warning, None);
         }
@@ -455,22 +471,22 @@ impl Drill<'_> {
         Ok(String::from_utf8_lossy(&output.context("run", &program)?.stdout).into_owned())
     }
 
-    async fn check(&mut self, server: &mut Server, access: &Access) -> Result<()> {
+    async fn check(&mut self, backup: &Backup, server: &mut Server, access: &Access) -> Result<()> {
         let session = access.connect("postgres").await?;
         let last = session.last_replayed_commit().await?;
         let databases = session.databases_to_connect().await?;
         session.close().await;
         self.record.last_commit = last;
         self.record.databases = databases.len();
-        if self.args.target == TargetWish::Latest {
+        if !self.has_end {
             // Where nothing was replayed the backup itself is the newest there is.
-            let newest = last.unwrap_or(self.record.started);
-            self.record.rpo_seconds = last.map(|_| self.record.started.duration_since(newest).as_secs_f64().max(0.0));
+            let newest = last.unwrap_or(backup.stop_time);
+            self.record.rpo_seconds = Some(self.record.started.duration_since(newest).as_secs_f64().max(0.0));
         }
 
         let log = server.text()?;
         let stopped = self.record.stopped.clone();
-        let has_end = self.args.target != TargetWish::Latest;
+        let has_end = self.has_end;
         self.checks
             .make("recovery", async {
                 let is_consistent = log.contains("consistent recovery state reached");
