@@ -5,12 +5,14 @@
 //! - [`preflight`]: whether a backup can be taken from it, decided from those facts.
 //! - [`relations`]: which relation a file belongs to.
 //! - [`inspection`]: what a restored server is asked.
+//! - [`archiver`]: how the server's archiver is doing.
 //! - [`backup_mode`]: `pg_backup_start` to `pg_backup_stop`.
 //!
 //! A backup lives and dies with its session, so a [`Session`] never reconnects: once the connection is lost, everything
 //! fails at once. Dropping it closes the socket, whatever the server is busy with. What to do is decided by SQLSTATE and
 //! by typed values, never by text, which comes in the server's language and date style.
 
+pub mod archiver;
 pub mod backup_mode;
 pub mod conninfo;
 mod driver;

@@ -56,12 +56,7 @@ fn on_primary(server: &Server) -> Vec<Error> {
 /// the same, for its end waits for the WAL.
 pub fn doubts(server: &Server) -> Vec<Error> {
     let settings = &server.settings;
-    let archives = match settings.archive_mode {
-        ArchiveMode::Off => false,
-        ArchiveMode::On => !server.in_recovery,
-        ArchiveMode::Always => true,
-    };
-    if !archives {
+    if !server.archives() {
         return Vec::new();
     }
     let mut doubts = Vec::new();

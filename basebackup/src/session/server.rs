@@ -123,6 +123,17 @@ pub struct Tablespace {
     pub location: PathBuf,
 }
 
+impl Server {
+    /// Whether it is meant to archive the WAL it writes or receives.
+    pub fn archives(&self) -> bool {
+        match self.settings.archive_mode {
+            ArchiveMode::Off => false,
+            ArchiveMode::On => !self.in_recovery,
+            ArchiveMode::Always => true,
+        }
+    }
+}
+
 impl Session {
     /// Reads the facts.
     ///

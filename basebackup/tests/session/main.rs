@@ -1,6 +1,7 @@
 //! The session against real servers.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod archiver;
 mod backup;
 mod connect;
 mod pooling;
