@@ -29,14 +29,21 @@ impl HostMemory {
             Ok(()) => return Self { directory: Some(spool.clone()), ..Self::default() },
             Err(error) => format!("cannot use spool directory \"{}\": {error}", spool.display()),
         };
-        let is_default = *spool == Path::new(crate::config::DEFAULT_SPOOL_DIRECTORY) && !spool.exists();
-        if let Some(own) = own_directory().filter(|_| is_default) {
+        if let Some(own) = own_directory().filter(|_| is_default(spool) && !spool.exists()) {
             match prepare(&own) {
                 Ok(()) => return Self { directory: Some(own), ..Self::default() },
                 Err(error) => problem = format!("{problem}; nor \"{}\": {error}", own.display()),
             }
         }
         Self { problem: Some(problem), ..Self::default() }
+    }
+
+    /// What was noted here before, for those who only look: nothing is created.
+    pub fn look(config: &Config) -> Self {
+        let spool = Some(config.spool_directory.clone()).filter(|spool| spool.exists());
+        let directory = spool.or_else(|| own_directory().filter(|_| is_default(&config.spool_directory)));
+        let directory = directory.filter(|directory| directory.is_dir() && check_writers(directory).is_ok());
+        Self { directory, ..Self::default() }
     }
 
     /// The directory in use, which nobody else may write to.
@@ -133,6 +140,10 @@ fn home_directory() -> Option<PathBuf> {
     home.filter(|home| home.is_dir()).or_else(|| std::env::var_os("HOME").map(PathBuf::from))
 }
 
+fn is_default(spool: &Path) -> bool {
+    spool == Path::new(crate::config::DEFAULT_SPOOL_DIRECTORY)
+}
+
 fn prepare(directory: &Path) -> io::Result<()> {
     match fs::metadata(directory) {
         Ok(metadata) if metadata.is_dir() => {}
@@ -140,6 +151,10 @@ fn prepare(directory: &Path) -> io::Result<()> {
         Err(_) => fs::DirBuilder::new().recursive(true).create(directory)?,
     }
     rustix::fs::access(directory, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)?;
+    check_writers(directory)
+}
+
+fn check_writers(directory: &Path) -> io::Result<()> {
     // Whoever else may write here could make us believe that a store refuses to overwrite.
     let mode = Mode::from_raw_mode(rustix::fs::stat(directory)?.st_mode);
     if mode.contains(Mode::WOTH) { Err(io::Error::other("everyone may write to it")) } else { Ok(()) }
@@ -150,11 +165,23 @@ mod tests {
     use super::*;
     use crate::config::Flags;
 
-    fn memory(spool: &Path) -> HostMemory {
+    fn config(spool: &Path) -> Config {
         let flags = Flags { repository: Some("file:///r".into()), ..Flags::default() };
         let spool = spool.display().to_string();
-        let config = Config::resolve(&flags, |name| (name == "WALKEEP_SPOOL_DIRECTORY").then(|| spool.clone()));
-        HostMemory::open(&config.unwrap())
+        Config::resolve(&flags, |name| (name == "WALKEEP_SPOOL_DIRECTORY").then(|| spool.clone())).unwrap()
+    }
+
+    fn memory(spool: &Path) -> HostMemory {
+        HostMemory::open(&config(spool))
+    }
+
+    #[test]
+    fn who_only_looks_creates_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let spool = directory.path().join("spool");
+        assert!(HostMemory::look(&config(&spool)).recall("fact", "subject").is_none() && !spool.exists());
+        memory(&spool).note("fact", "subject", "value");
+        assert_eq!(HostMemory::look(&config(&spool)).recall("fact", "subject").as_deref(), Some("value"));
     }
 
     #[test]

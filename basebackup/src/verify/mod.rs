@@ -4,6 +4,7 @@ mod backup;
 mod finding;
 mod lost;
 mod members;
+mod memory;
 mod pack;
 mod wal;
 
@@ -15,12 +16,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use clap::Args;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
+use jiff::Timestamp;
 use object_store::path::Path;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use walkeep_common::cli::Reporter;
 use walkeep_common::config::Config;
 use walkeep_common::error::{Error, Kind, Result};
+use walkeep_common::host_memory::HostMemory;
 use walkeep_common::repository::backup::Backup;
 use walkeep_common::repository::layout::{BackupId, WalObject};
 use walkeep_common::repository::seal::{self, Seal};
@@ -29,6 +32,7 @@ use walkeep_common::wal_archive::WalArchive;
 use walkeep_common::wal_archive::inventory::Inventory;
 
 pub use self::finding::{Finding, Lost, Span};
+pub use self::memory::Verified;
 use crate::catalog::{Catalog, archives};
 use crate::list::segment_size;
 use crate::meter::{Meter, Pace, Requests};
@@ -105,7 +109,7 @@ impl FromStr for Share {
 }
 
 /// Whether everything that was read is what it was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// It is.
@@ -150,6 +154,9 @@ pub async fn verify(args: &VerifyArgs, config: &Config, reporter: Reporter) -> R
         result = verify_cluster(args, &archive, &catalog, reporter, &requests, &mut cluster).await;
         if !cluster.findings.is_empty() {
             report.verdict = Verdict::Damaged;
+        }
+        if result.is_ok() || !cluster.findings.is_empty() {
+            cluster.note(args, config, &archive);
         }
         report.clusters.push(cluster);
         if result.is_err() {
@@ -360,6 +367,22 @@ fn share_of(total: u64, share: f64) -> u64 {
 }
 
 impl ClusterReport {
+    /// Has this host remember it. Root leaves nothing behind that others could not replace.
+    fn note(&self, args: &VerifyArgs, config: &Config, archive: &WalArchive) {
+        if rustix::process::geteuid().is_root() {
+            return;
+        }
+        let verified = Verified {
+            finished: Timestamp::now(),
+            verdict: if self.findings.is_empty() { Verdict::Sound } else { Verdict::Damaged },
+            findings: self.findings.len(),
+            backups: self.backups.clone(),
+            all_wal: args.wal,
+            read_share: self.read_share,
+        };
+        verified.note(&HostMemory::open(config), archive);
+    }
+
     fn to_text(&self, result: &Result<()>) -> String {
         let mut text = String::new();
         for finding in &self.findings {
