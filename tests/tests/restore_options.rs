@@ -122,6 +122,8 @@ fn patroni_makes_a_replica_that_streams_from_its_leader() {
     leader.sql("insert into t values (2)");
     replica.wait_for("select count(*) from t", "2");
     assert_eq!(replica.sql("select status from pg_stat_wal_receiver"), "streaming");
+    // It may lead one day.
+    assert_eq!(replica.sql("show archive_mode"), "on");
 
     let again = call(&["--role=replica", &connection]);
     again.expect_code(1).expect_stderr(&["a server may be running"]);

@@ -62,6 +62,10 @@ pub(super) fn next_steps(plan: &Plan, done: &Done, archiving: Archiving, took: D
     let _ = writeln!(text, "It replays WAL from {} on; {}.", plan.wal.first, plan.end_text());
     let has_target = plan.request.target != Target::End;
     let then = match (&plan.request.role, plan.request.action.unwrap_or_default()) {
+        (Role::Standby { .. }, _) if archiving == Archiving::Off => {
+            "It follows as a standby until it is promoted: pg_ctl promote. Even then it archives nothing: if it is to take \
+             over one day, restore it with --keep-archiving, or first say ALTER SYSTEM RESET archive_mode and restart it."
+        }
         (Role::Standby { .. }, _) => "It follows as a standby until it is promoted: pg_ctl promote.",
         (Role::Primary, _) if !has_target => "Then it opens for writing, on a new timeline.",
         (Role::Primary, TargetAction::Pause) => {

@@ -193,6 +193,12 @@ impl RestoreArgs {
         Ok(target)
     }
 
+    /// Whether the restored server is to archive as configured, wherever it is: said so, or Patroni makes it a member of
+    /// its cluster, which may lead one day.
+    pub fn keeps_archiving(&self) -> bool {
+        self.keep_archiving || self.patroni.role == Some(PatroniRole::Replica)
+    }
+
     /// The data directory that is meant.
     pub fn data_directory(&self) -> PathBuf {
         let of_cluster = || self.to_cluster.as_ref().map(DebianCluster::data_directory);
@@ -322,6 +328,7 @@ mod tests {
         assert_eq!((request.standby, request.primary_conninfo.as_deref()), (true, Some("host=a user=b")));
         let alone = parse(&["--role=replica", "--connstring="]).request().unwrap();
         assert_eq!((alone.standby, alone.primary_conninfo), (true, None));
+        assert!(replica.keeps_archiving() && !parse(&["--role=primary"]).keeps_archiving());
         let bootstrap = parse(&["--target-time=2026-11-22 10:15:00+02"]).request().unwrap();
         assert!(!bootstrap.standby && bootstrap.target_time.is_some());
         assert!(parse(&["--role=replica", "--target=immediate"]).request().is_err());

@@ -179,7 +179,7 @@ async fn prepare(args: &RestoreArgs, config: &Config) -> Result<Preparation> {
     let program = find_archive_get(std::env::current_exe().ok().as_deref(), std::env::var_os("PATH").as_deref())?;
     let command = restore_command(&program, config, backup.system_identifier, plan.last_segment)?;
     let same_place = host_name() == backup.host && is_same(Path::new(&backup.data_directory), &directories.data);
-    let archiving = Archiving::decide(same_place, args.keep_archiving);
+    let archiving = Archiving::decide(same_place, args.keeps_archiving());
     let settings = settings(&plan, command, archiving);
     let entries = contents::index(&archive, backup).await?;
     let replaced = if args.delta { replaced(&directories, &entries)? } else { BTreeMap::new() };

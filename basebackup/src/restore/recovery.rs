@@ -29,7 +29,7 @@ const NEUTRAL: [(&str, &str); 5] = [
 pub enum Archiving {
     /// As configured: it is the same server, in its own place.
     SamePlace,
-    /// As configured: it was asked for.
+    /// As configured: it was asked for, by --keep-archiving or by Patroni.
     Kept,
     /// Off: what another server in another place archives would get in the way of the first one's.
     Off,
@@ -51,9 +51,7 @@ impl Archiving {
     pub fn to_text(self, backup: &Backup) -> String {
         match self {
             Self::SamePlace => "as configured: host and data directory are those of the backup".to_owned(),
-            Self::Kept => {
-                "as configured (--keep-archiving), into the same archive as the server of the backup".to_owned()
-            }
+            Self::Kept => "as configured, into the same archive as the server of the backup".to_owned(),
             Self::Off => format!(
                 "off: this is not \"{}\" on host \"{}\", where the backup was taken (--keep-archiving leaves it on)",
                 backup.data_directory, backup.host
