@@ -126,7 +126,7 @@ impl WalArchive {
         Error::new(Kind::Damaged, format!("object \"{}\" is damaged: {problem}", self.store.url_of(key)))
             .hint(
                 "Look for a good copy (an earlier version in the bucket, pg_wal of another server). To recover up to \
-             here without it: basebackup restore --until-hole.",
+                 here without it, move it away: basebackup restore --until-hole then stops before it.",
             )
             // It may have been damaged on its way here.
             .worth_one_more()
