@@ -10,6 +10,7 @@ mod drill;
 mod faults;
 mod format_recipe;
 mod golden;
+mod guides;
 mod harness;
 mod judges;
 mod kills;
