@@ -1,6 +1,7 @@
 #!/bin/bash
 # Installs what the tests need on Debian 12 and is not there yet: PostgreSQL, a one-machine Ceph as the S3 server, an S3
-# server that ignores conditional puts, and an Azure emulator. The Rust toolchain is the only thing taken for granted.
+# server that ignores conditional puts, an Azure emulator, and programs of Prometheus. The Rust toolchain is the only thing
+# taken for granted.
 #
 # usage: packaging/setup.sh [test|versions|demo]
 # "versions" adds what unpacking other majors needs, "demo" leaves out everything `make demo` does without.
@@ -81,3 +82,19 @@ if ! installed s3rver 3.7.1 || ! installed azurite 3.37.0; then
     npm install --prefix "$tools/npm" --no-audit --no-fund --no-save --no-package-lock --loglevel=error \
         s3rver@3.7.1 azurite@3.37.0
 fi
+
+# Out of Debian's packages of Prometheus only two programs are needed, and no service that starts by itself.
+unpack() ( # PACKAGE PROGRAM
+    [ ! -x "$tools/$(basename "$2")" ] || exit 0
+    echo "setup: unpacking $2 of $1 into $tools"
+    directory=$(mktemp -d)
+    trap 'rm -rf "$directory"' EXIT
+    cd "$directory"
+    download() { apt-get -q -o APT::Sandbox::User=root download "$1"; }
+    download "$1" || { as_root apt-get -q -o DPkg::Lock::Timeout=300 update && download "$1"; }
+    dpkg -x "$1"_*.deb .
+    mkdir -p "$tools"
+    install -m 0755 "./$2" "$tools"
+)
+unpack prometheus usr/bin/promtool
+unpack prometheus-node-exporter usr/bin/prometheus-node-exporter

@@ -7,6 +7,7 @@ use crate::drill::DrillArgs;
 use crate::list::ListArgs;
 use crate::restore::RestoreArgs;
 use crate::show::ShowArgs;
+use crate::status::StatusArgs;
 use crate::take::TakeArgs;
 use crate::verify::VerifyArgs;
 
@@ -14,6 +15,7 @@ const EXAMPLE: &str = "\
 Examples:
   basebackup take
   basebackup list
+  basebackup status
   basebackup restore latest -D /srv/restored --target-time '2026-11-22 10:15:00+01'
   basebackup verify --all --wal
   basebackup drill --sql orders.sql --report drill.html
@@ -40,6 +42,9 @@ pub enum Command {
     Take(TakeArgs),
     /// List the backups and the windows in which recovery is possible
     List(ListArgs),
+    /// Tell how far WAL is archived, what waits, what can be recovered, and when that was last proven
+    #[command(disable_help_flag = true)]
+    Status(Box<StatusArgs>),
     /// Show everything that is recorded of one backup
     Show(ShowArgs),
     /// Restore a backup, ready to recover to a target

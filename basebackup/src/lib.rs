@@ -23,5 +23,6 @@ pub mod pack;
 pub mod restore;
 pub mod session;
 pub mod show;
+pub mod status;
 pub mod take;
 pub mod verify;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use basebackup::args::{Cli, Command};
 use basebackup::verify::Verdict;
-use basebackup::{drill, list, restore, show, take, verify};
+use basebackup::{drill, list, restore, show, status, take, verify};
 use clap::Parser as _;
 use walkeep_common::cli::{self, LogFormat, Reporter, Severity};
 use walkeep_common::error::{Error, Kind, Result};
@@ -58,6 +58,7 @@ fn run(cli: &Cli, reporter: Reporter) -> Result<u8> {
         match &cli.command {
             Command::Take(args) => take::take(args, &config, reporter).await?,
             Command::List(args) => list::list(args, &config).await?,
+            Command::Status(args) => status::status(args, &config).await?,
             Command::Show(args) => show::show(args, &config).await?,
             Command::Restore(args) => restore::restore(args, &config, reporter).await?,
             Command::Drill(args) => {

@@ -31,9 +31,17 @@ pub fn print(text: &str) -> Result<()> {
 /// # Errors
 /// As [`print`].
 pub fn print_json(value: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(value)
-        .map_err(|error| Error::new(Kind::Internal, "could not write JSON").caused_by(error))?;
-    print(&format!("{text}\n"))
+    print(&to_json(value)?)
+}
+
+/// A value as JSON, as [`print_json`] prints it.
+///
+/// # Errors
+/// `Internal` for a value that JSON does not have.
+pub fn to_json(value: &impl Serialize) -> Result<String> {
+    let text = serde_json::to_string_pretty(value);
+    let text = text.map_err(|error| Error::new(Kind::Internal, "could not write JSON").caused_by(error))?;
+    Ok(format!("{text}\n"))
 }
 
 /// A number of bytes for people: binary units, three digits.
@@ -51,6 +59,18 @@ pub fn bytes(count: u64) -> String {
     }
     let digits = usize::from(value < 99.95) + usize::from(value < 9.995);
     format!("{value:.digits$} {}", UNITS.get(unit).unwrap_or(&""))
+}
+
+/// A time in seconds for people.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole minutes are shown")]
+pub fn seconds(seconds: f64) -> String {
+    let whole = seconds.max(0.0) as u64;
+    match (whole / 86400, whole / 3600, whole / 60) {
+        (0, 0, 0) => format!("{seconds:.1} s"),
+        (0, 0, minutes) => format!("{minutes} min {} s", whole % 60),
+        (0, hours, minutes) => format!("{hours} h {} min", minutes % 60),
+        (days, hours, _) => format!("{days} d {} h", hours % 24),
+    }
 }
 
 /// Rows under headings, columns aligned; the last column as wide as it is.

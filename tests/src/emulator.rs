@@ -109,7 +109,8 @@ fn start(program: &str, arguments: Vec<String>, scratch: &Scratch, port: u16) ->
     daemon
 }
 
-fn tools_directory() -> PathBuf {
+/// Where `packaging/setup.sh` puts what no Debian package brings.
+pub fn tools_directory() -> PathBuf {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/tools.sh");
     let output = Command::new(script).output().expect("packaging/tools.sh");
     PathBuf::from(String::from_utf8(output.stdout).expect("UTF-8").trim_end())

@@ -28,6 +28,7 @@ mod samples;
 mod server_configuration;
 mod site;
 mod soak;
+mod status;
 mod store_contract;
 mod store_faults;
 mod take;

@@ -14,6 +14,7 @@ use walkeep_common::wal_archive::WalArchive;
 use super::checks::{Check, Outcome};
 use crate::list::time;
 use crate::output::bytes;
+pub(super) use crate::output::seconds;
 
 /// No record is larger than this.
 const LIMIT: u64 = 4 << 20;
@@ -173,17 +174,5 @@ pub(super) fn word(outcome: Outcome) -> &'static str {
         Outcome::Warning => "WARNING",
         Outcome::Failed => "FAILED ",
         Outcome::Skipped => "skipped",
-    }
-}
-
-/// A time for people.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole minutes are shown")]
-pub(super) fn seconds(seconds: f64) -> String {
-    let whole = seconds.max(0.0) as u64;
-    match (whole / 86400, whole / 3600, whole / 60) {
-        (0, 0, 0) => format!("{seconds:.1} s"),
-        (0, 0, minutes) => format!("{minutes} min {} s", whole % 60),
-        (0, hours, minutes) => format!("{hours} h {} min", minutes % 60),
-        (days, hours, _) => format!("{days} d {} h", hours % 24),
     }
 }

@@ -118,6 +118,13 @@ impl Inventory {
         self.has(wanted).then_some(wanted)
     }
 
+    /// The number of the first archived segment that lies on the history.
+    pub fn first(&self, history: &TimelineHistory) -> Option<u64> {
+        let on_history =
+            |numbers: &BTreeSet<u64>| numbers.iter().copied().find(|&number| self.find(history, number).is_some());
+        self.segments.values().filter_map(on_history).min()
+    }
+
     /// Walks along `history` from segment `first` as far as every segment is archived.
     pub fn reach(&self, history: &TimelineHistory, first: u64) -> Reach {
         let mut number = first;
