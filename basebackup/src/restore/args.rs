@@ -128,6 +128,12 @@ pub struct PatroniArgs {
     /// Patroni's --primary-conninfo; empty where there is no leader
     #[arg(long, value_name = "CONNINFO", hide = true, conflicts_with = "primary_conninfo")]
     pub connstring: Option<String>,
+    /// Patroni's: whether it may call this without a leader; accepted, and of no consequence
+    #[arg(long = "no_leader", alias = "no_master", value_name = "BOOL", hide = true)]
+    pub no_leader: Option<String>,
+    /// Patroni's: whether it has left an earlier state of the cluster where it was; then this is --delta
+    #[arg(long = "keep_data", value_name = "BOOL", hide = true)]
+    pub keep_data: Option<String>,
 }
 
 /// What a server is to Patroni.
@@ -197,6 +203,12 @@ impl RestoreArgs {
     /// its cluster, which may lead one day.
     pub fn keeps_archiving(&self) -> bool {
         self.keep_archiving || self.patroni.role == Some(PatroniRole::Replica)
+    }
+
+    /// Whether to restore over an earlier state of the same cluster.
+    pub fn is_delta(&self) -> bool {
+        let is_true = |value: &String| matches!(value.to_lowercase().as_str(), "true" | "on" | "yes" | "1");
+        self.delta || self.patroni.keep_data.as_ref().is_some_and(is_true)
     }
 
     /// The data directory that is meant.
@@ -328,6 +340,8 @@ mod tests {
         assert_eq!((request.standby, request.primary_conninfo.as_deref()), (true, Some("host=a user=b")));
         let alone = parse(&["--role=replica", "--connstring="]).request().unwrap();
         assert_eq!((alone.standby, alone.primary_conninfo), (true, None));
+        let in_place = parse(&["--role=replica", "--connstring=", "--no_leader=True", "--keep_data=True"]);
+        assert!(in_place.is_delta() && !replica.is_delta() && !parse(&["--keep_data=False"]).is_delta());
         assert!(replica.keeps_archiving() && !parse(&["--role=primary"]).keeps_archiving());
         let bootstrap = parse(&["--target-time=2026-11-22 10:15:00+02"]).request().unwrap();
         assert!(!bootstrap.standby && bootstrap.target_time.is_some());

@@ -150,7 +150,7 @@ impl Preparation {
             signal_file: signal_file(&self.plan.request.role),
             configuration: self.configuration,
             selection: self.selection,
-            existing: if args.delta { Existing::Delta } else { Existing::Nothing },
+            existing: if args.is_delta() { Existing::Delta } else { Existing::Nothing },
             pace: Pace::of(args.progress),
         })
     }
@@ -171,7 +171,7 @@ async fn prepare(args: &RestoreArgs, config: &Config) -> Result<Preparation> {
     };
     let directories = Directories { data, wal, tablespaces };
     refuse_unwritable_map(backup, &directories)?;
-    if args.delta {
+    if args.is_delta() {
         directories.refuse_foreign(backup)?;
     } else {
         directories.refuse_used()?;
@@ -182,7 +182,7 @@ async fn prepare(args: &RestoreArgs, config: &Config) -> Result<Preparation> {
     let archiving = Archiving::decide(same_place, args.keeps_archiving());
     let settings = settings(&plan, command, archiving);
     let entries = contents::index(&archive, backup).await?;
-    let replaced = if args.delta { replaced(&directories, &entries)? } else { BTreeMap::new() };
+    let replaced = if args.is_delta() { replaced(&directories, &entries)? } else { BTreeMap::new() };
     let kept_wal = backup.segment_size.bytes() * backup.kept_wal.len() as u64;
     let is_written = |entry: &&IndexEntry| !selection.as_ref().is_some_and(|selection| selection.leaves_out(entry));
     let spaces = directories.space(entries.iter().filter(is_written), kept_wal, &replaced)?;

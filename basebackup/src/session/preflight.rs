@@ -67,7 +67,7 @@ pub fn doubts(server: &Server) -> Vec<Error> {
     };
     if !settings.archive_library.is_empty() {
         doubts.push(foreign(format!("archive_library is \"{}\", not this program's", settings.archive_library)));
-    } else if !settings.archive_command.contains("archive-push") {
+    } else if !calls_archive_push(&settings.archive_command) {
         // What it is stays unsaid: it may have a password in it.
         doubts.push(foreign("archive_command does not call archive-push".to_owned()));
     }
@@ -80,6 +80,16 @@ pub fn doubts(server: &Server) -> Vec<Error> {
         doubts.push(Error::new(Kind::Unavailable, message).hint(hint));
     }
     doubts
+}
+
+/// Whether one of the shell's commands is ours. Other archivers have a subcommand of the same name.
+fn calls_archive_push(archive_command: &str) -> bool {
+    archive_command.split(['&', '|', ';', '\n']).any(|command| {
+        let words = command.split_whitespace().map(|word| word.trim_matches(['\'', '"', '(', ')', '{', '}']));
+        let mut programs = words.map(|word| word.rsplit('/').next().unwrap_or_default());
+        let first = programs.find(|name| *name == "archive-push" || *name == "pgbackrest" || *name == "pg_probackup");
+        first == Some("archive-push")
+    })
 }
 
 /// Refuses a server that is not what was asked for.

@@ -148,10 +148,18 @@ fn what_makes_archiving_doubtful_is_told_where_the_server_archives() {
         told(&|server| "/opt/bin/archive-push --cluster x '%p'".clone_into(&mut server.settings.archive_command)),
         ""
     );
+    let both = "pgbackrest --stanza=main archive-push %p && nice archive-push %p";
+    assert_eq!(told(&|server| both.clone_into(&mut server.settings.archive_command)), "");
     for (change, text) in [
         (
             (&|server: &mut Server| "cp %p /x/%f".clone_into(&mut server.settings.archive_command))
                 as &dyn Fn(&mut Server),
+            "archive_command",
+        ),
+        (
+            &|server: &mut Server| {
+                "pgbackrest --stanza=a archive-push %p".clone_into(&mut server.settings.archive_command);
+            },
             "archive_command",
         ),
         (&|server: &mut Server| "basic_archive".clone_into(&mut server.settings.archive_library), "archive_library"),
