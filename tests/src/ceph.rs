@@ -75,6 +75,21 @@ impl Ceph {
         bucket
     }
 
+    /// Creates a user that may do what this policy allows, in the language of Amazon's IAM, and nothing else.
+    pub fn create_user(&self, policy: &str) -> Credentials {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("user-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let credentials = Setup { directory: &self.directory, ports: 0 }.create_user(&name, &[]);
+        let document = format!("PolicyDocument={policy}");
+        let user = format!("UserName={name}");
+        let owner = format!("{}:{}", self.owner.access_key, self.owner.secret_key);
+        let signing = format!("aws:amz:{REGION}:s3");
+        let parameters = ["Action=PutUserPolicy", &user, "PolicyName=only", &document];
+        let arguments = ["-sS", "--fail-with-body", "--aws-sigv4", &signing, "-u", &owner, &self.endpoint];
+        tool("curl", arguments.into_iter().chain(parameters.into_iter().flat_map(|text| ["--data-urlencode", text])));
+        credentials
+    }
+
     /// What its processes have logged, for the message of a failing test.
     pub fn log(&self) -> String {
         self.daemons.iter().map(Daemon::log).collect()
@@ -89,8 +104,8 @@ impl Ceph {
         cluster.write_certificates();
         let mut daemons = vec![cluster.start_monitor()];
         daemons.push(cluster.start_object_store());
-        let owner = cluster.create_user("owner");
-        let stranger = cluster.create_user("stranger");
+        let owner = cluster.create_user("owner", &["--caps=user-policy=*"]);
+        let stranger = cluster.create_user("stranger", &[]);
         daemons.push(cluster.start_gateway());
         Self {
             endpoint: format!("http://127.0.0.1:{ports}"),
@@ -260,7 +275,7 @@ rgw_thread_pool_size = 64
         daemon
     }
 
-    fn create_user(&self, name: &str) -> Credentials {
+    fn create_user(&self, name: &str, more: &[&str]) -> Credentials {
         let credentials = Credentials {
             access_key: format!("KEY{}", name.to_uppercase()),
             secret_key: format!("{name}/secret+0123456789abcdef"),
@@ -269,6 +284,7 @@ rgw_thread_pool_size = 64
         let keys = [format!("--access-key={access_key}"), format!("--secret={secret_key}")];
         let user = [format!("--uid={name}"), format!("--display-name={name}")];
         let words = ["user".to_owned(), "create".to_owned()].into_iter().chain(user).chain(keys);
+        let words = words.chain(more.iter().map(|word| (*word).to_owned()));
         self.tool("radosgw-admin", &words.collect::<Vec<_>>());
         credentials
     }

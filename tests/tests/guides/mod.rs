@@ -1,9 +1,11 @@
 //! The guides in `packaging/guides`: every command is run as it stands there, and what they quote was said.
 
 mod document;
+mod moving;
 mod place;
 mod recovery;
 mod runbook;
+mod stores;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -43,8 +45,28 @@ fn no_section_with_commands_is_forgotten() {
 fn few_commands_need_what_no_test_has() {
     let elsewhere = |text: &str| blocks(text).iter().filter(|block| block.language == ELSEWHERE).count();
     let counted = guides().into_iter().map(|(file, text)| (file, elsewhere(&text))).filter(|(_, count)| *count > 0);
-    let expected = [("drills.md", 1), ("runbook.md", 1)];
+    let expected = [("drills.md", 1), ("runbook.md", 1), ("stores.md", 3)];
     assert_eq!(counted.collect::<Vec<_>>(), expected.map(|(file, count)| (file.to_owned(), count)));
+}
+
+#[test]
+fn lines_of_configuration_have_keys_that_there_are() {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
+    let mut seen = 0;
+    for (file, text) in guides() {
+        for block in blocks(&text).iter().filter(|block| block.language == "toml") {
+            let mut table = String::new();
+            for line in block.text.lines() {
+                if let Some(name) = line.strip_prefix('[') {
+                    table = format!("{}.", name.trim_end_matches(']'));
+                } else if let Some((key, _)) = line.split_once(" = ") {
+                    assert!(readme.contains(&format!("| `{table}{key}` |")), "{file}: {line}");
+                    seen += 1;
+                }
+            }
+        }
+    }
+    assert!(seen > 5, "only {seen} lines were found: the search is broken");
 }
 
 /// The anchor that a heading has, as GitHub makes it.
