@@ -39,6 +39,8 @@ impl Bucket {
         let user = format!("{}:{}", user.access_key, user.secret_key);
         let empty = "x-amz-content-sha256: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         let curl = Run::new("curl").args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "-X", method, "-H", empty]);
+        // A put without a body.
+        let curl = curl.args(["-H", "Content-Length: 0"]);
         let signing = format!("aws:amz:{REGION}:s3");
         curl.args(["--aws-sigv4", &signing, "-u", &user, &url]).finish().expect_code(0).stdout.clone()
     }
