@@ -4,7 +4,9 @@ use clap::{Parser, Subcommand};
 use walkeep_common::cli::CommonArgs;
 
 use crate::drill::DrillArgs;
+use crate::expire::{DeleteArgs, ExpireArgs};
 use crate::list::ListArgs;
+use crate::pins::{PinArgs, UnpinArgs};
 use crate::restore::RestoreArgs;
 use crate::show::ShowArgs;
 use crate::status::StatusArgs;
@@ -19,10 +21,11 @@ Examples:
   basebackup restore latest -D /srv/restored --target-time '2026-11-22 10:15:00+01'
   basebackup verify --all --wal
   basebackup drill --sql orders.sql --report drill.html
+  basebackup expire --keep-days 30 --keep-monthly 12 --dry-run
 
 Exit codes: 0 done, 1 failed, 2 usage or configuration; verify and drill: 4 damage was found";
 
-/// Takes, lists, restores, verifies and drills base backups of PostgreSQL
+/// Takes, lists, restores, verifies, drills and expires base backups of PostgreSQL
 #[derive(Debug, Clone, Parser)]
 #[command(name = "basebackup", version, after_help = EXAMPLE, max_term_width = 100)]
 pub struct Cli {
@@ -54,4 +57,12 @@ pub enum Command {
     Drill(Box<DrillArgs>),
     /// Read back what is stored and name what is damaged or missing
     Verify(VerifyArgs),
+    /// Remove backups and WAL that the retention policy does not keep
+    Expire(ExpireArgs),
+    /// Keep a backup, whatever the policy
+    Pin(PinArgs),
+    /// Leave a pinned backup to the policy again
+    Unpin(UnpinArgs),
+    /// Remove one backup
+    Delete(DeleteArgs),
 }

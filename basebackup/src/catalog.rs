@@ -28,6 +28,8 @@ pub struct Catalog {
     pub altered: BTreeSet<BackupId>,
     /// Backups whose last object cannot be read, and why.
     pub unusable: Vec<(BackupId, String)>,
+    /// Backups that can never be completed: what is left of them is debris.
+    pub abandoned: Vec<BackupId>,
 }
 
 /// A backup that was begun.
@@ -43,7 +45,7 @@ enum Entry {
     Complete { backup: Box<Backup>, is_altered: bool },
     Unfinished(Unfinished),
     Unusable(BackupId, String),
-    Abandoned,
+    Abandoned(BackupId),
 }
 
 impl Catalog {
@@ -65,13 +67,21 @@ impl Catalog {
                 }
                 Entry::Unfinished(unfinished) => catalog.unfinished.push(unfinished),
                 Entry::Unusable(id, problem) => catalog.unusable.push((id, problem)),
-                Entry::Abandoned => {}
+                Entry::Abandoned(id) => catalog.abandoned.push(id),
             }
         }
         catalog.backups.sort_by(|a, b| (a.stop_time, a.stop_lsn, &a.id).cmp(&(b.stop_time, b.stop_lsn, &b.id)));
         catalog.unfinished.sort_by(|a, b| a.id.cmp(&b.id));
         catalog.unusable.sort();
         Ok(catalog)
+    }
+
+    /// The ids of all there are, whatever their state.
+    pub fn ids(&self) -> impl Iterator<Item = &BackupId> {
+        let complete = self.backups.iter().map(|backup| &backup.id);
+        let unfinished = self.unfinished.iter().map(|unfinished| &unfinished.id);
+        let unusable = self.unusable.iter().map(|(id, _)| id);
+        complete.chain(unfinished).chain(unusable).chain(&self.abandoned)
     }
 
     /// The backup with this id.
@@ -113,7 +123,7 @@ async fn load_entry(archive: &WalArchive, id: BackupId) -> Result<Entry> {
             Entry::Complete { is_altered: !backup.is_as_written(&bytes), backup }
         }
         Ok(BackupRecord::Complete(_)) => Entry::Unusable(id, "it belongs to another cluster".to_owned()),
-        Ok(BackupRecord::Abandoned) => Entry::Abandoned,
+        Ok(BackupRecord::Abandoned) => Entry::Abandoned(id),
         Err(error) => Entry::Unusable(id, error.to_string()),
     })
 }

@@ -1,4 +1,4 @@
-//! Base backups of PostgreSQL: taken, listed, restored.
+//! Base backups of PostgreSQL: taken, listed, restored, verified, drilled, expired.
 //!
 //! Each command is a module of its own name; the rest is what they are made of:
 //!
@@ -14,12 +14,14 @@ pub mod args;
 pub mod catalog;
 pub mod configuration;
 pub mod drill;
+pub mod expire;
 pub mod files;
 mod interrupt;
 pub mod list;
 mod meter;
 pub mod output;
 pub mod pack;
+pub mod pins;
 pub mod restore;
 pub mod session;
 pub mod show;

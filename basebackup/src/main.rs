@@ -1,10 +1,10 @@
-//! `basebackup`: takes, lists, restores, verifies and drills base backups of PostgreSQL.
+//! `basebackup`: takes, lists, restores, verifies, drills and expires base backups of PostgreSQL.
 
 use std::process::ExitCode;
 
 use basebackup::args::{Cli, Command};
 use basebackup::verify::Verdict;
-use basebackup::{drill, list, restore, show, status, take, verify};
+use basebackup::{drill, expire, list, pins, restore, show, status, take, verify};
 use clap::Parser as _;
 use walkeep_common::cli::{self, LogFormat, Reporter, Severity};
 use walkeep_common::error::{Error, Kind, Result};
@@ -47,9 +47,8 @@ fn run(cli: &Cli, reporter: Reporter) -> Result<u8> {
             take::priority::lower(reporter);
         }
     }
-    if let Command::Drill(_) = &cli.command {
-        // PostgreSQL does not run as root.
-        cli::refuse_root(false)?;
+    if let Some(allowed) = writes_as_root(&cli.command) {
+        cli::refuse_root(allowed)?;
     }
     let config = cli.common.resolve()?;
     let runtime = tokio::runtime::Runtime::new()
@@ -61,6 +60,10 @@ fn run(cli: &Cli, reporter: Reporter) -> Result<u8> {
             Command::Status(args) => status::status(args, &config).await?,
             Command::Show(args) => show::show(args, &config).await?,
             Command::Restore(args) => restore::restore(args, &config, reporter).await?,
+            Command::Expire(args) => expire::expire(args, &config, reporter).await?,
+            Command::Delete(args) => expire::delete(args, &config, reporter).await?,
+            Command::Pin(args) => pins::pin(args, &config).await?,
+            Command::Unpin(args) => pins::unpin(args, &config).await?,
             Command::Drill(args) => {
                 if !Box::pin(drill::drill(args, &config, reporter)).await? {
                     return Ok(DAMAGED);
@@ -76,4 +79,18 @@ fn run(cli: &Cli, reporter: Reporter) -> Result<u8> {
     });
     runtime.shutdown_background();
     result
+}
+
+/// Whether a command that writes the repository may do so as root; nothing for those that write nothing there, and for
+/// `take`, which says so itself.
+fn writes_as_root(command: &Command) -> Option<bool> {
+    match command {
+        // PostgreSQL does not run as root.
+        Command::Drill(_) => Some(false),
+        Command::Expire(args) => Some(args.removal.allow_root || args.removal.dry_run),
+        Command::Delete(args) => Some(args.removal.allow_root || args.removal.dry_run),
+        Command::Pin(args) => Some(args.allow_root),
+        Command::Unpin(args) => Some(args.allow_root),
+        _ => None,
+    }
 }

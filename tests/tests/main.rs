@@ -7,6 +7,7 @@ mod archiving;
 mod backfill;
 mod bad_input;
 mod drill;
+mod expire;
 mod faults;
 mod format_recipe;
 mod golden;

@@ -2,6 +2,7 @@
 
 mod windows;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use walkeep_common::wal_archive::inventory::Inventory;
 pub use self::windows::{Window, windows};
 use crate::catalog::{Catalog, archives};
 use crate::output::{Format, bytes, print, print_json, table};
+use crate::pins::{Pin, Pins};
 
 /// How long a request of a command that only reads is tried again.
 pub const READ_PATIENCE: Patience = Patience::For(Duration::from_secs(60));
@@ -40,6 +42,8 @@ pub struct ListArgs {
 struct Cluster {
     system_identifier: String,
     backups: Vec<Backup>,
+    /// By backup.
+    pins: BTreeMap<String, Vec<Pin>>,
     unfinished: Vec<UnfinishedBackup>,
     unusable: Vec<UnusableBackup>,
     timelines: Vec<TimelineSummary>,
@@ -126,9 +130,13 @@ async fn summarize(archive: &WalArchive) -> Result<Cluster> {
         started: unfinished.begin.map(|begin| begin.started),
     });
     let unusable = catalog.unusable.into_iter();
+    let (pins, now) = (Pins::load(archive).await?, Timestamp::now());
+    let pins = catalog.backups.iter().map(|backup| (backup.id.to_string(), pins.of(&backup.id, now)));
+    let pins = pins.filter(|(_, pins)| !pins.is_empty()).collect();
     Ok(Cluster {
         system_identifier: archive.layout().system_identifier().to_string(),
         backups: catalog.backups,
+        pins,
         unfinished: unfinished.collect(),
         unusable: unusable.map(|(id, problem)| UnusableBackup { id: id.to_string(), problem }).collect(),
         timelines,
@@ -168,7 +176,7 @@ fn text(cluster: &Cluster) -> String {
     if cluster.backups.is_empty() {
         text.push_str("No base backups. Take one with: basebackup take\n");
     } else {
-        let rows: Vec<Vec<String>> = cluster.backups.iter().map(backup_row).collect();
+        let rows: Vec<Vec<String>> = cluster.backups.iter().map(|backup| backup_row(backup, cluster)).collect();
         let headings = ["ID", "FINISHED", "TIMELINE", "START LSN", "STOP LSN", "SIZE", "STORED", "LABEL"];
         text.push_str(&table(&headings, &rows));
     }
@@ -203,7 +211,9 @@ fn text(cluster: &Cluster) -> String {
     text
 }
 
-fn backup_row(backup: &Backup) -> Vec<String> {
+fn backup_row(backup: &Backup, cluster: &Cluster) -> Vec<String> {
+    let pins = cluster.pins.get(backup.id.as_str()).into_iter().flatten().map(Pin::to_text);
+    let label = std::iter::once(backup.label.clone()).chain(pins).collect::<Vec<_>>().join(", ");
     vec![
         backup.id.to_string(),
         time(backup.stop_time),
@@ -212,7 +222,7 @@ fn backup_row(backup: &Backup) -> Vec<String> {
         backup.stop_lsn.to_string(),
         bytes(backup.plain_size),
         bytes(backup.stored_size),
-        backup.label.clone(),
+        label,
     ]
 }
 
@@ -227,6 +237,7 @@ fn window_row(summary: &WindowSummary) -> Vec<String> {
         match (&window.hole, &window.awaited) {
             (Some(missing), _) => format!("a hole: {missing} is missing"),
             (None, Some(awaited)) => format!("a promotion: {awaited} is not archived yet"),
+            (None, None) if window.expired.is_some() => "expired WAL".to_owned(),
             (None, None) => "the archive".to_owned(),
         },
     ]

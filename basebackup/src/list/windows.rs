@@ -24,6 +24,8 @@ pub struct Window {
     pub last_segment: String,
     /// The segment that is missing behind it, although later WAL is or must have been there.
     pub hole: Option<String>,
+    /// The segment behind it, where that was removed because no policy kept it.
+    pub expired: Option<String>,
     /// The segment inside which the timeline begins, not archived yet.
     pub awaited: Option<String>,
 }
@@ -62,6 +64,7 @@ pub fn windows(backups: &[Backup], inventory: &Inventory) -> Vec<Window> {
                 to_lsn,
                 last_segment: history.segment_name(last, size).to_string(),
                 hole: (reach.beyond == Beyond::Wal).then(|| reach.missing.to_string()),
+                expired: (reach.beyond == Beyond::Expired).then(|| reach.missing.to_string()),
                 awaited: matches!(reach.beyond, Beyond::Fork(_)).then(|| reach.missing.to_string()),
             });
         }

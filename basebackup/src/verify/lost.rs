@@ -42,7 +42,7 @@ pub(super) fn with_segment(segment: SegmentName, backups: &[Backup], inventory: 
 }
 
 /// The archived segments that a backup needs to become consistent. One that it brings itself is not among them.
-pub(super) fn needed<'b>(backup: &'b Backup, history: &'b TimelineHistory) -> impl Iterator<Item = SegmentName> + 'b {
+pub(crate) fn needed<'b>(backup: &'b Backup, history: &'b TimelineHistory) -> impl Iterator<Item = SegmentName> + 'b {
     let segments = history.segments(backup.start_lsn, backup.stop_lsn, backup.segment_size);
     segments.filter(|segment| !backup.kept_wal.contains(&segment.to_string()))
 }

@@ -32,6 +32,7 @@ use walkeep_common::wal_archive::WalArchive;
 use walkeep_common::wal_archive::inventory::Inventory;
 
 pub use self::finding::{Finding, Lost, Span};
+pub(crate) use self::lost::needed;
 pub use self::memory::Verified;
 use crate::catalog::{Catalog, archives};
 use crate::list::segment_size;

@@ -26,6 +26,7 @@ pub(super) struct FileSettings {
     pub(super) run_directory: Option<String>,
     pub(super) spool_directory: Option<String>,
     pub(super) s3: S3FileSettings,
+    pub(super) retention: RetentionFileSettings,
 }
 
 /// The keys of `[s3]`.
@@ -38,7 +39,26 @@ pub(super) struct S3FileSettings {
     pub(super) ca_file: Option<String>,
 }
 
-pub(super) const KEYS: [&str; 11] = [
+/// The keys of `[retention]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[expect(clippy::struct_field_names, reason = "they are the names of the settings")]
+pub(super) struct RetentionFileSettings {
+    #[serde(deserialize_with = "number_or_text")]
+    pub(super) keep_full: Option<String>,
+    #[serde(deserialize_with = "number_or_text")]
+    pub(super) keep_days: Option<String>,
+    #[serde(deserialize_with = "number_or_text")]
+    pub(super) keep_daily: Option<String>,
+    #[serde(deserialize_with = "number_or_text")]
+    pub(super) keep_weekly: Option<String>,
+    #[serde(deserialize_with = "number_or_text")]
+    pub(super) keep_monthly: Option<String>,
+    #[serde(deserialize_with = "number_or_text")]
+    pub(super) keep_yearly: Option<String>,
+}
+
+pub(super) const KEYS: [&str; 12] = [
     "repository",
     "cluster",
     "timeout",
@@ -50,8 +70,11 @@ pub(super) const KEYS: [&str; 11] = [
     "run_directory",
     "spool_directory",
     "s3",
+    "retention",
 ];
 pub(super) const S3_KEYS: [&str; 4] = ["endpoint", "region", "path_style", "ca_file"];
+pub(super) const RETENTION_KEYS: [&str; 6] =
+    ["keep_full", "keep_days", "keep_daily", "keep_weekly", "keep_monthly", "keep_yearly"];
 
 impl FileSettings {
     /// Reads the text of the file at `path`.
@@ -75,7 +98,10 @@ impl FileSettings {
 
 fn nearest_key(key: &str) -> String {
     let known = KEYS.iter().map(|&known| (known, known.to_owned()));
-    let known = known.chain(S3_KEYS.iter().map(|&known| (known, format!("{known}\" in the section \"[s3]"))));
+    let in_section =
+        |section: &'static str| move |&known: &&'static str| (known, format!("{known}\" in the section \"[{section}]"));
+    let known = known.chain(S3_KEYS.iter().map(in_section("s3")));
+    let known = known.chain(RETENTION_KEYS.iter().map(in_section("retention")));
     let distance = |known: &str| strsim::damerau_levenshtein(&key.to_ascii_lowercase(), known);
     match known.map(|(known, shown)| (distance(known), shown)).min_by_key(|(distance, _)| *distance) {
         Some((distance, shown)) if distance <= key.len().div_ceil(2) => format!("Did you mean \"{shown}\"?"),

@@ -3,6 +3,7 @@
 mod duration;
 mod file;
 mod location;
+mod retention;
 
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 pub use duration::parse_duration;
 pub use location::{Location, Scheme};
+pub use retention::{Retention, parse_count};
 
 use self::file::{FileSettings, S3FileSettings};
 use crate::error::{Error, Kind, Result};
@@ -30,7 +32,7 @@ pub const DEFAULT_RUN_DIRECTORY: &str = "/run/walkeep";
 pub(crate) const DEFAULT_SPOOL_DIRECTORY: &str = "/var/spool/walkeep";
 
 /// Every environment variable that sets something, without the names of the object stores' own chains.
-const VARIABLES: [&str; 15] = [
+const VARIABLES: [&str; 21] = [
     "WALKEEP_CONFIG",
     "WALKEEP_REPOSITORY",
     "WALKEEP_CLUSTER",
@@ -46,6 +48,12 @@ const VARIABLES: [&str; 15] = [
     "WALKEEP_S3_REGION",
     "WALKEEP_S3_PATH_STYLE",
     "WALKEEP_S3_CA_FILE",
+    "WALKEEP_RETENTION_KEEP_FULL",
+    "WALKEEP_RETENTION_KEEP_DAYS",
+    "WALKEEP_RETENTION_KEEP_DAILY",
+    "WALKEEP_RETENTION_KEEP_WEEKLY",
+    "WALKEEP_RETENTION_KEEP_MONTHLY",
+    "WALKEEP_RETENTION_KEEP_YEARLY",
 ];
 
 /// What flags on the command line set; they win over everything else.
@@ -86,6 +94,8 @@ pub struct Config {
     pub spool_directory: PathBuf,
     /// Settings of S3 and compatible stores.
     pub s3: S3Settings,
+    /// What `basebackup expire` keeps.
+    pub retention: Retention,
 }
 
 /// The zstd level.
@@ -202,6 +212,7 @@ impl Config {
                 DEFAULT_SPOOL_DIRECTORY,
             )?,
             s3: resolve_s3(settings.s3, &pick)?,
+            retention: Retention::resolve(settings.retention, &pick)?,
             file,
         })
     }

@@ -93,7 +93,10 @@ fn mistyped_variables_are_noticed() {
 fn every_key_is_in_the_readme() {
     let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
     let s3 = file::S3_KEYS.iter().map(|key| format!("s3.{key}"));
-    for key in file::KEYS.iter().filter(|key| **key != "s3").map(ToString::to_string).chain(s3) {
+    let retention = file::RETENTION_KEYS.iter().map(|key| format!("retention.{key}"));
+    let sections = ["s3", "retention"];
+    let plain = file::KEYS.iter().filter(|key| !sections.contains(key)).map(ToString::to_string);
+    for key in plain.chain(s3).chain(retention) {
         assert!(readme.contains(&format!("\n| `{key}` |")), "{key}");
     }
 }

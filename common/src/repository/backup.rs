@@ -273,6 +273,18 @@ impl Backup {
         self.stop_timeline.unwrap_or(self.timeline)
     }
 
+    /// The names of all its objects, in the order in which they are removed, and their stored bytes where they are recorded.
+    pub fn objects(&self) -> Vec<(String, Option<u64>)> {
+        let own = |name: &str, object: &StoredObject| (name.to_owned(), Some(object.size));
+        let mut objects = vec![("backup.json".to_owned(), None), ("begin.json".to_owned(), None)];
+        objects.push(own("files.ndjson.zst", &self.index));
+        objects.push(own("backup_manifest.zst", &self.manifest));
+        objects.extend(self.configuration.iter().map(|kept| own("configuration.tar.zst", &kept.object)));
+        objects.extend(self.kept_wal.iter().map(|name| (format!("wal/{name}.zst"), None)));
+        objects.extend(self.packs.iter().map(|pack| (pack.name.clone(), Some(pack.size))));
+        objects
+    }
+
     /// Whether the fields can be true together, and belong to the folder of `id`.
     ///
     /// # Errors

@@ -136,6 +136,26 @@ impl Layout {
         self.below(&["drills", &format!("{id}.json")])
     }
 
+    /// The folder of all records of what was removed.
+    pub fn expire_folder(&self) -> Path {
+        self.below(&["expire"])
+    }
+
+    /// The record of what one run of `expire` or `delete` removed.
+    pub fn expire(&self, id: &BackupId) -> Path {
+        self.below(&["expire", &format!("{id}.json")])
+    }
+
+    /// The folder of all pins.
+    pub fn pins_folder(&self) -> Path {
+        self.below(&["pins"])
+    }
+
+    /// A pin, or what takes pins back.
+    pub fn pin(&self, id: &BackupId) -> Path {
+        self.below(&["pins", &format!("{id}.json")])
+    }
+
     fn below(&self, parts: &[&str]) -> Path {
         let mut path = self.folder.clone();
         for part in parts {

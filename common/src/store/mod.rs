@@ -1,4 +1,4 @@
-//! Objects in an object store or a directory: five verbs, our words for every failure, a limit of time on each request.
+//! Objects in an object store or a directory: a few verbs, our words for every failure, a limit of time on each request.
 //!
 //! Nothing here overwrites. Whether the store itself refuses to is found out by [`create_only`], not believed.
 
@@ -6,6 +6,7 @@ mod answers;
 mod classify;
 pub mod create_only;
 mod credentials;
+mod delete;
 mod directory;
 mod health;
 mod open;
@@ -24,6 +25,7 @@ use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload};
 
 pub use self::create_only::CreateOnly;
+pub use self::directory::StaleFile;
 pub use self::health::Health;
 pub use self::open::place;
 pub use self::upload::Upload;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::lsn::Lsn;
+use crate::repository::expire::Range;
 use crate::repository::layout::WalObject;
 use crate::store::Listed;
 use crate::wal::history::{Ancestor, TimelineHistory};
@@ -22,6 +23,8 @@ pub struct Inventory {
     segments: BTreeMap<Timeline, BTreeSet<u64>>,
     histories: BTreeMap<Timeline, TimelineHistory>,
     damaged_histories: BTreeMap<Timeline, String>,
+    /// Segments that were removed on purpose.
+    expired: Vec<Range>,
     stored_size: u64,
 }
 
@@ -47,7 +50,22 @@ impl Inventory {
         }
         let histories = histories.into_iter().map(|history| (history.timeline(), history)).collect();
         let stored_size = objects.iter().map(|object| object.size).sum();
-        Self { segment_size, segments, histories, damaged_histories: BTreeMap::new(), stored_size }
+        Self { segment_size, segments, histories, damaged_histories: BTreeMap::new(), expired: Vec::new(), stored_size }
+    }
+
+    /// Notes which segments were removed on purpose.
+    #[must_use]
+    pub fn with_expired(mut self, expired: Vec<Range>) -> Self {
+        self.expired = expired;
+        self
+    }
+
+    /// Whether a segment was removed on purpose.
+    pub fn was_removed(&self, name: SegmentName) -> bool {
+        let number = name.number(self.segment_size);
+        self.expired.iter().any(|range| {
+            range.timeline == name.timeline && number.is_some_and(|n| (range.first..=range.last).contains(&n))
+        })
     }
 
     /// Notes that a timeline's history is archived and cannot be used, and why.
@@ -135,6 +153,7 @@ impl Inventory {
         // The segment in which a timeline was left may be missing on the parent; only what the history needs counts.
         let left = history.ancestors().iter().find(|left| left.switch_point > segment_start(number, self.segment_size));
         let beyond = match left {
+            _ if self.was_removed(missing) => Beyond::Expired,
             _ if self.later_needed(history, number) => Beyond::Wal,
             Some(left) if segment_of(left.switch_point, self.segment_size) == number => Beyond::Fork(*left),
             Some(_) => Beyond::Wal,
@@ -170,6 +189,8 @@ pub enum Beyond {
     /// The rest of the segment in which this timeline was left for a new one, as after a promotion: the new timeline's
     /// own first segment is not archived until it is full.
     Fork(Ancestor),
+    /// WAL that was removed on purpose, since nothing that was kept needed it.
+    Expired,
     /// WAL that is archived, or must have existed: there is a hole.
     Wal,
 }
@@ -193,8 +214,17 @@ impl WalArchive {
     /// `Refused` or `Unavailable`.
     pub async fn inventory(&self, segment_size: SegmentSize) -> Result<Inventory> {
         let objects = self.store.list(&self.layout.wal_folder()).await?;
+        let expired = self.expired(segment_size).await?;
+        Ok(self.inventory_of(segment_size, &objects).await?.with_expired(expired.wal))
+    }
+
+    /// The same, of a listing of the whole archive.
+    ///
+    /// # Errors
+    /// `Refused` or `Unavailable`.
+    pub async fn inventory_of(&self, segment_size: SegmentSize, objects: &[Listed]) -> Result<Inventory> {
         let (mut histories, mut damaged) = (Vec::new(), Vec::new());
-        for object in &objects {
+        for object in objects {
             let parsed = object.key.filename().and_then(WalObject::parse);
             if let Some(WalObject { name: WalFileName::History(timeline), kept_aside: None }) = parsed {
                 match self.history(timeline).await {
@@ -204,7 +234,7 @@ impl WalArchive {
                 }
             }
         }
-        let inventory = Inventory::new(segment_size, &objects, histories);
+        let inventory = Inventory::new(segment_size, objects, histories);
         Ok(damaged
             .into_iter()
             .fold(inventory, |inventory, (timeline, problem)| inventory.with_damaged_history(timeline, problem)))
@@ -307,6 +337,16 @@ mod tests {
         let inventory = inventory(&names, &[(2, "1\t0/4000028\tx\n")]);
         let reach = inventory.reach(&inventory.history(Timeline(2)), 3);
         assert_eq!((reach.end, reach.beyond), (5, Beyond::Nothing));
+    }
+
+    #[test]
+    fn what_was_removed_on_purpose_is_no_hole() {
+        let names = ["000000010000000000000001", "000000010000000000000005"];
+        let removed = Range { timeline: Timeline(1), first: 2, last: 4 };
+        let inventory = inventory(&names, &[]).with_expired(vec![removed]);
+        let reach = inventory.reach(&inventory.history(Timeline(1)), 1);
+        assert_eq!((reach.end, reach.beyond), (2, Beyond::Expired));
+        assert!(reach.is_broken(), "it is not the end of the archive either");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The WAL of one cluster in a repository: stored once, fetched verified, a hole told from the end.
 
 mod conflict;
+mod expired;
 mod fetch;
 mod holes;
 pub mod inventory;

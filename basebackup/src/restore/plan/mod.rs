@@ -325,7 +325,7 @@ fn settle_standby(request: &Request, reach: &Reach, mut settled: Settled) -> Res
         (_, Beyond::Nothing) => return Ok(settled),
         (Role::Standby { primary_conninfo: Some(_), .. }, _) => "the standby must get it from its primary",
         (_, Beyond::Fork(_)) => "the standby waits for it",
-        (_, Beyond::Wal) => return Err(refuse_hole(request, reach, None)),
+        (_, Beyond::Wal | Beyond::Expired) => return Err(refuse_hole(request, reach, None)),
     };
     settled.warnings.push(format!("{}: {source}", broken(reach)));
     Ok(settled)
@@ -340,6 +340,7 @@ fn broken(reach: &Reach) -> String {
                 reach.missing.timeline, reach.missing
             )
         }
+        Beyond::Expired => format!("the WAL from \"{}\" on was removed by basebackup expire", reach.missing),
         _ => format!("\"{}\" is missing in the archive although later WAL is there", reach.missing),
     }
 }
@@ -357,6 +358,9 @@ fn refuse_hole(request: &Request, reach: &Reach, verdict: Option<Verdict>) -> Er
              --target-timeline={}.",
             left.timeline
         ),
+        (Beyond::Expired, _) => {
+            "What was kept of this backup's WAL is what makes it consistent: --target=immediate.".to_owned()
+        }
         (_, Role::Primary) => "It may still be in pg_wal of the server that wrote it. To recover up to the hole: \
              --until-hole."
             .to_owned(),
