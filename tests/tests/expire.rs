@@ -12,6 +12,7 @@ use walkeep_tests::cluster::StopMode;
 use walkeep_tests::proxy::{Fault, Proxy, Rule};
 use walkeep_tests::repository::Repository;
 use walkeep_tests::run::{Finished, tool};
+use walkeep_tests::user;
 use walkeep_tests::wait::{SOON, until};
 
 use crate::site::{Place, Shared, archiving, basebackup, copy_of, snapshot, take, taking, verify, wait_until_open};
@@ -259,6 +260,7 @@ fn leftovers_go_after_two_days_and_not_before() {
     let clean = objects(&repository);
     repository.write(&format!("{base}/pack-00099.tar.zst"), b"x");
     std::fs::write(&staged, "x").unwrap();
+    user::give(&staged);
     assert!(expire(&repository, &policy).expect_code(0).stdout.contains("nothing to remove"));
     age(repository.path(), "3 days ago");
     let dry = expire(&repository, &[&policy[..], &["--dry-run"]].concat());
