@@ -35,9 +35,18 @@ impl Site {
         write("15/main/start.conf", "auto\n");
         write("15/main/secret", "not a configuration file\n");
         let main = etc.join("15/main");
+        // As Debian has it: a directory to include, with nothing in it.
+        fs::create_dir(main.join("empty.d")).unwrap();
+        user::give(&main.join("empty.d"));
         cluster.move_configuration(&main);
         let shared = setting("include", etc.join("shared.conf").to_str().unwrap());
-        cluster.configure(&["include_dir = 'conf.d'", &shared, "max_connections = 37", "port = 5499"]);
+        cluster.configure(&[
+            "include_dir = 'conf.d'",
+            "include_dir = 'empty.d'",
+            &shared,
+            "max_connections = 37",
+            "port = 5499",
+        ]);
         cluster.start();
         cluster.sql("create table t (i int); insert into t values (42)");
         let id = take(&repository, &cluster);

@@ -16,9 +16,10 @@ use super::directories::{Directories, first_entry};
 use super::root::{FileOwner, Root};
 use super::settings::{rewrite, setting, without_recovery};
 use crate::configuration::ConfigurationFile;
+use crate::configuration::find::resolve;
 use crate::configuration::moved::{Move, grammar_of};
 use crate::configuration::stored::{OBJECT, unpack};
-use crate::configuration::syntax::{Grammar, value_of};
+use crate::configuration::syntax::{Grammar, references, value_of};
 use crate::files::attributes::Attributes;
 
 const MAIN: &str = "postgresql.conf";
@@ -37,6 +38,8 @@ pub struct ServerConfiguration {
     /// The port of a cluster of Debian's.
     pub port: Option<u16>,
     files: Vec<ConfigurationFile>,
+    /// Directories that the files include: a server does not start without them, though there be nothing in them.
+    included: Vec<PathBuf>,
 }
 
 /// Prepares the configuration, if it is asked for.
@@ -90,7 +93,8 @@ pub async fn prepare(
     }
     files.retain(|file| file.path != main.path);
     files.push(ConfigurationFile { contents: rewrite(&main.contents, &added), ..main });
-    Ok(Some(ServerConfiguration { directory, cluster: args.to_cluster.clone(), port, files }))
+    let included = site.included(&kept);
+    Ok(Some(ServerConfiguration { directory, cluster: args.to_cluster.clone(), port, files, included }))
 }
 
 impl ServerConfiguration {
@@ -103,13 +107,19 @@ impl ServerConfiguration {
         let mode = if self.cluster.is_some() { 0o755 } else { 0o700 };
         make_with_parents(&self.directory, mode, owner)?;
         let root = Root::open(&self.directory)?;
+        let make_parents = |below: &Path| -> Result<()> {
+            let mut parents: Vec<_> = below.ancestors().skip(1).filter(|path| !path.as_os_str().is_empty()).collect();
+            parents.reverse();
+            parents.into_iter().try_for_each(|parent| root.make_directory(parent, mode, owner))
+        };
+        for directory in &self.included {
+            let below = directory.strip_prefix(&self.directory).unwrap_or(directory);
+            make_parents(below)?;
+            root.make_directory(below, mode, owner)?;
+        }
         for file in &self.files {
             let below = file.path.strip_prefix(&self.directory).unwrap_or(&file.path);
-            for parent in below.ancestors().skip(1).collect::<Vec<_>>().into_iter().rev() {
-                if !parent.as_os_str().is_empty() {
-                    root.make_directory(parent, mode, owner)?;
-                }
-            }
+            make_parents(below)?;
             let mut created = root.create_file(below, 0, 0o600, owner)?;
             created.write_all(&file.contents).context("write file", &file.path)?;
             root.settle(below, file.attributes.mode | 0o600, owner)?;
@@ -190,6 +200,18 @@ impl Site<'_> {
             ConfigurationFile { path: way.path(&file.path), contents, attributes: file.attributes }
         });
         moved.collect()
+    }
+
+    /// The directories below the new one that the files include by a name that stays as it is written.
+    fn included(&self, kept: &[ConfigurationFile]) -> Vec<PathBuf> {
+        let way = self.way();
+        let of_file = |file: &ConfigurationFile| {
+            let file_path = way.path(&file.path);
+            let named = references(Grammar::Settings, &file.contents).into_iter().filter(|named| named.is_directory);
+            named.map(|named| resolve(&file_path, &named.path)).collect::<Vec<_>>()
+        };
+        let below = |path: &PathBuf| path != self.directory && path.starts_with(self.directory);
+        kept.iter().flat_map(of_file).filter(below).collect()
     }
 
     /// `postgresql.conf`: the kept one, or one that leads to the one in the data directory.
