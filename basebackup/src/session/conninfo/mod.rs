@@ -7,6 +7,7 @@
 
 mod environment;
 mod keywords;
+mod local;
 mod passfile;
 mod service;
 mod text;
@@ -41,6 +42,9 @@ pub struct ConnectionArgs {
     /// Role to connect as [default: the name of the operating system's user]
     #[arg(short = 'U', long, value_name = "NAME")]
     pub username: Option<String>,
+    /// Server of this host: a cluster of Debian's, such as 15/main, else its data directory
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["host", "port"])]
+    pub server: Option<String>,
 }
 
 /// Everything needed to connect.
@@ -156,6 +160,12 @@ impl Settings {
                 self.add(keyword, value, || {
                     format!("option --{}", if keyword == "user" { "username" } else { keyword })
                 })?;
+            }
+        }
+        if let Some(name) = &args.server {
+            let local::Local { host, port } = local::find(name)?;
+            for (keyword, value) in host.map(|host| ("host", host)).into_iter().chain([("port", port)]) {
+                self.add(keyword, &value, || format!("server \"{name}\""))?;
             }
         }
         let Some(dbname) = &args.dbname else { return Ok(()) };
