@@ -21,25 +21,26 @@ Exit codes, without and with recovery.signal in the data directory:
 /// Fetches and verifies one WAL file from the repository; PostgreSQL's restore_command
 #[derive(Debug, Clone, Parser)]
 #[command(name = "archive-get", version, after_help = EXAMPLE, max_term_width = 100)]
-pub(crate) struct Args {
+pub struct Args {
     /// The file's name, as PostgreSQL gives it in place of %f
-    pub(crate) name: String,
+    pub name: String,
     /// Where to write it, as PostgreSQL gives it in place of %p
-    pub(crate) path: PathBuf,
+    pub path: PathBuf,
     /// The oldest file still needed (%r); not used
     #[arg(hide = true)]
-    pub(crate) restart: Option<String>,
+    pub restart: Option<String>,
+    /// Options of every program.
     #[command(flatten)]
-    pub(crate) common: CommonArgs,
+    pub common: CommonArgs,
     /// The cluster whose WAL is wanted [default: from pg_control]
     #[arg(long, value_name = "NUMBER")]
-    pub(crate) system_identifier: Option<u64>,
+    pub system_identifier: Option<u64>,
     /// Nothing after this segment is fetched, although it may be archived
     #[arg(long, value_name = "TLI/SEGMENT", value_parser = last_segment)]
-    pub(crate) last_segment: Option<SegmentName>,
+    pub last_segment: Option<SegmentName>,
     /// Fetch what comes next into this directory, in the background; archive-get calls itself so
     #[arg(long, hide = true, value_name = "DIRECTORY")]
-    pub(crate) read_ahead: Option<PathBuf>,
+    pub read_ahead: Option<PathBuf>,
 }
 
 /// Reads a timeline in decimal, a slash, and a segment's name.

@@ -15,9 +15,9 @@ use walkeep_common::wal::segment::SegmentName;
 use walkeep_common::wal_archive::{WalArchive, system_identifiers};
 
 use crate::ahead::ReadAhead;
-use crate::args::Args;
 use crate::destination::Destination;
 use crate::exit;
+use archive_get::args::Args;
 
 /// What the host remembers a repository under that a standby had no answer from.
 const OUTAGE_FACT: &str = "no-answer";

@@ -3,7 +3,6 @@
 //! [`get`] fetches and publishes, [`ahead`] fetches what will be asked for next, [`exit`] is what PostgreSQL reads.
 
 mod ahead;
-mod args;
 mod destination;
 mod exit;
 mod get;
@@ -18,8 +17,8 @@ use walkeep_common::cli::{self, LogFormat, Reporter, Severity};
 use walkeep_common::config::StandbyOutage;
 use walkeep_common::error::Kind;
 
-use crate::args::Args;
 use crate::exit::Asker;
+use archive_get::args::Args;
 
 const PROGRAM: &str = "archive-get";
 

@@ -22,21 +22,22 @@ Exit codes:
 /// Stores one WAL file in the repository; PostgreSQL's archive_command
 #[derive(Debug, Clone, Parser)]
 #[command(name = "archive-push", version, after_help = EXAMPLE, max_term_width = 100)]
-pub(crate) struct Args {
+pub struct Args {
     /// The file to archive, as PostgreSQL gives it in place of %p
-    pub(crate) path: PathBuf,
+    pub path: PathBuf,
+    /// Options of every program.
     #[command(flatten)]
-    pub(crate) common: CommonArgs,
+    pub common: CommonArgs,
     /// Run as root all the same
     #[arg(long)]
-    pub(crate) allow_root: bool,
+    pub allow_root: bool,
     /// Push ahead what waits in the data directory PATH, for calls at this socket; archive-push starts itself so
     #[arg(long, hide = true, value_name = "SOCKET")]
-    pub(crate) push_ahead: Option<PathBuf>,
+    pub push_ahead: Option<PathBuf>,
     /// The socket's inode
     #[arg(long, hide = true, value_name = "NUMBER", requires = "push_ahead")]
-    pub(crate) inode: Option<u64>,
+    pub inode: Option<u64>,
     /// The file that was pushed a moment ago
     #[arg(long, hide = true, value_name = "NAME", requires = "push_ahead")]
-    pub(crate) pushed: Option<WalFileName>,
+    pub pushed: Option<WalFileName>,
 }

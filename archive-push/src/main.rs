@@ -4,7 +4,6 @@
 //! stores it, [`exit`] is what PostgreSQL reads.
 
 mod ahead;
-mod args;
 mod backfill;
 mod exit;
 mod limits;
@@ -20,7 +19,7 @@ use walkeep_common::cli::memory::ExitWhenExhausted;
 use walkeep_common::cli::{self, LogFormat, Reporter, Severity};
 use walkeep_common::error::Result;
 
-use crate::args::Args;
+use archive_push::args::Args;
 
 const PROGRAM: &str = "archive-push";
 

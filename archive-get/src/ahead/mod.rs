@@ -32,9 +32,9 @@ use self::mailbox::Message;
 use self::place::NoPlace;
 use self::server::Server;
 use self::spool::Spool;
-use crate::args::Args;
 use crate::destination;
 use crate::exit;
+use archive_get::args::Args;
 
 /// What the host remembers having complained about.
 const WARNED_FACT: &str = "no-read-ahead";

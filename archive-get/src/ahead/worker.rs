@@ -28,8 +28,8 @@ use super::mailbox::{Mailbox, Message};
 use super::server::{Server, histories};
 use super::spool::Spool;
 use super::{ReadAhead, predict};
-use crate::args::Args;
 use crate::get::is_beyond;
+use archive_get::args::Args;
 
 /// Segments fetched at once when the next ones lie ready. Each takes a zstd window and a few buffers, some 20 MiB in all.
 const CONCURRENT: usize = 4;

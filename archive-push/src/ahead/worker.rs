@@ -31,8 +31,8 @@ use super::protocol::{self, Answer, Failure, Request};
 use super::pusher::Pusher;
 use super::queue::{Job, Outcome, Queue};
 use super::{start, warnings};
-use crate::args::Args;
 use crate::source::Source;
+use archive_push::args::Args;
 
 /// How often a call that waits is told that its worker lives.
 const SIGN_OF_LIFE: Duration = Duration::from_millis(500);
