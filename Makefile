@@ -2,11 +2,17 @@
 
 CARGO ?= cargo
 
-.PHONY: bench build check demo setup setup-demo soak test test-all-versions
+.PHONY: bench build check check-dependencies demo packages reproducible setup setup-demo soak test test-all-versions test-package
 
 # The three programs, as they are shipped, in target/release.
 build:
+	$(CARGO) build --package archive-push --package archive-get --package basebackup --bins --release --locked
+
+# The .deb and the .rpm, in target/packages.
+packages:
+	packaging/setup.sh packages
 	$(CARGO) build --workspace --bins --release --locked
+	packaging/build-packages.sh target/release target/packages
 
 # What needs no server, quickest first.
 check:
@@ -16,11 +22,24 @@ check:
 setup:
 	packaging/setup.sh
 
-test: setup check
+# Licences, bans and sources of everything that is linked, and the known advisories where their database is at hand.
+check-dependencies:
+	packaging/check-dependencies.sh
+
+test: setup check check-dependencies
 	$(CARGO) build --workspace --bins --locked
 	$(CARGO) test --workspace --lib --bins --locked
 	$(CARGO) test --workspace --doc --locked
 	$(CARGO) test --workspace --test '*' --locked
+
+# The scenario tests against the programs as the package has them.
+test-package: setup packages
+	packaging/test-package.sh
+
+# Builds twice, in different directories, and compares the packages byte by byte. Some ten minutes.
+reproducible:
+	packaging/setup.sh packages
+	packaging/reproducible.sh
 
 # The scenario tests again on every PostgreSQL major that can be had here.
 test-all-versions:

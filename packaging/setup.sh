@@ -3,8 +3,9 @@
 # server that ignores conditional puts, an Azure emulator, and programs of Prometheus. The Rust toolchain is the only thing
 # taken for granted.
 #
-# usage: packaging/setup.sh [test|versions|demo]
-# "versions" adds what unpacking other majors needs, "demo" leaves out everything `make demo` does without.
+# usage: packaging/setup.sh [test|versions|demo|packages]
+# "versions" adds what unpacking other majors needs, "demo" leaves out everything `make demo` does without, "packages" is
+# what `make packages` needs.
 #
 # Debian's packages need root or sudo; the rest goes to the directory `packaging/tools.sh` names. A machine that has
 # everything is left alone, without a look at the network.
@@ -22,6 +23,15 @@ programs() {
     cat <<'LIST'
 cc gcc libc6-dev
 make make
+LIST
+    case $what in
+        test | packages) cat <<'LIST' ;;
+dpkg-shlibdeps dpkg-dev
+rpmbuild rpm
+LIST
+    esac
+    [ "$what" != packages ] || return 0
+    cat <<'LIST'
 initdb postgresql postgresql-contrib
 psql postgresql-client
 zstd zstd
@@ -41,6 +51,11 @@ file file
 xz xz-utils
 node nodejs
 npm npm
+lintian lintian
+rpmlint rpmlint
+cpio cpio
+mandoc mandoc
+mmdebstrap mmdebstrap
 LIST
 }
 
@@ -71,7 +86,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     as_root env DEBIAN_FRONTEND=noninteractive \
         apt-get -q -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "${missing[@]}"
 fi
-[ "$what" != demo ] || exit 0
+case $what in demo | packages) exit 0 ;; esac
 
 installed() { # NAME VERSION
     grep -qs "\"version\": \"$2\"" "$tools/npm/node_modules/$1/package.json"

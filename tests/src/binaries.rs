@@ -27,8 +27,14 @@ pub fn basebackup() -> PathBuf {
 fn directory() -> &'static Path {
     static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| match std::env::var_os("WALKEEP_BINARIES") {
         Some(directory) => std::fs::canonicalize(directory).expect("$WALKEEP_BINARIES"),
-        None => reachable(build()),
+        None => reachable(built().to_owned()),
     });
+    &DIRECTORY
+}
+
+/// Where cargo leaves what the workspace builds, from which packages are made.
+pub fn built() -> &'static Path {
+    static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(build);
     &DIRECTORY
 }
 

@@ -16,6 +16,7 @@ mod harness;
 mod judges;
 mod kills;
 mod layers;
+mod packages;
 mod patience;
 mod push_ahead;
 mod read_ahead;

@@ -34,17 +34,17 @@ fn the_quick_start_archives_and_takes_a_backup_and_the_restore_brings_it_back() 
     let lines = commands("Quick start");
     assert_eq!(lines.trim().lines().count(), 5, "the quick start has five commands");
     let (install, rest) = lines.split_once('\n').unwrap();
-    assert!(install.starts_with("make build && sudo install "), "{install}");
+    assert_eq!(install, "make packages && sudo apt install ./target/packages/walkeep_*.deb");
     let script = adapted(
         rest,
         &[
             ("sudo install -d -o postgres -m 700 /var/backups/walkeep", "install -d -m 700 /var/backups/walkeep"),
-            ("sudo install -d /etc/walkeep", "install -d /etc/walkeep"),
+            ("&& echo", "&& mkdir /etc/walkeep && echo"),
             ("sudo tee", "tee"),
             ("sudo -u postgres ", ""),
             ("/var/backups/walkeep", &format!("{place}/repository")),
             ("/etc/walkeep", &format!("{place}/etc")),
-            ("/usr/local/bin/", &format!("{programs}/")),
+            ("'archive-push %p'", &format!("'{programs}/archive-push %p'")),
             ("sudo systemctl restart postgresql", "true"),
         ],
     );
