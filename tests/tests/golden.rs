@@ -10,7 +10,7 @@ use std::sync::Arc;
 use basebackup::files::checksum::ChecksumAlgorithm;
 use basebackup::files::manifest::{ManifestFile, ManifestReader, ManifestWriter, WalRange};
 use basebackup::pack::assembler::PackAssembler;
-use basebackup::pack::frames::InvalidFrame;
+use basebackup::pack::frames::{Compressors, InvalidFrame};
 use basebackup::pack::index::{IndexEntry, IndexReader, IndexWriter};
 use basebackup::pack::member::{Member, MemberKind, MemberPath, Owner};
 use basebackup::pack::reader::PackLayout;
@@ -168,9 +168,10 @@ fn packed(pack: u32) -> (Vec<u8>, Vec<IndexEntry>) {
     }
     frames.extend(writer.finish().unwrap());
     let mut assembler = PackAssembler::default();
+    let compressors = Compressors::new(LEVEL);
     let mut stored = Vec::new();
-    for frame in frames {
-        stored.extend_from_slice(&assembler.push(frame.compress(LEVEL).unwrap()).unwrap());
+    for frame in &frames {
+        stored.extend_from_slice(&assembler.push(compressors.compress(frame).unwrap()).unwrap());
     }
     let (table, summary) = assembler.finish();
     stored.extend_from_slice(&table);

@@ -4,7 +4,8 @@
 //! exactly one such frame is refused, and never more than [`MAX_FRAME_BYTES`] are allocated for it.
 
 use std::cell::RefCell;
-use std::mem;
+use std::sync::{Mutex, PoisonError};
+use std::{fmt, io, mem};
 
 use bytes::Bytes;
 use zstd::bulk::{Compressor, Decompressor};
@@ -30,7 +31,7 @@ pub enum CompressError {
     Size(usize),
     /// zstd failed: out of memory, or a level it does not have.
     #[error("zstd failed")]
-    Zstd(#[source] std::io::Error),
+    Zstd(#[source] io::Error),
 }
 
 /// Stored bytes are not one intact frame of a pack.
@@ -76,15 +77,6 @@ pub struct StoredFrame {
     pub plain_bytes: u32,
     /// The frame as stored.
     pub bytes: Bytes,
-}
-
-impl PlainFrame {
-    /// Compresses the frame with this thread's own compressor.
-    pub fn compress(&self, level: i32) -> Result<StoredFrame, CompressError> {
-        let bytes = compress_frame(&self.bytes, level)?;
-        let plain_bytes = u32::try_from(self.bytes.len()).map_err(|_| CompressError::Size(self.bytes.len()))?;
-        Ok(StoredFrame { number: self.number, plain_bytes, bytes: bytes.into() })
-    }
 }
 
 /// Cuts a stream into frames of [`MAX_FRAME_BYTES`].
@@ -147,29 +139,59 @@ impl FrameCutter {
 }
 
 thread_local! {
-    // Contexts are megabytes of tables: made once per thread, not once per frame.
-    static COMPRESSOR: RefCell<Option<(i32, Compressor<'static>)>> = const { RefCell::new(None) };
     static DECOMPRESSOR: RefCell<Decompressor<'static>> = RefCell::new(Decompressor::default());
 }
 
-/// Compresses 1 to [`MAX_FRAME_BYTES`] bytes into one frame with content size and checksum.
-pub fn compress_frame(plain: &[u8], level: i32) -> Result<Vec<u8>, CompressError> {
-    if plain.is_empty() || plain.len() > MAX_FRAME_BYTES {
-        return Err(CompressError::Size(plain.len()));
-    }
-    COMPRESSOR.with_borrow_mut(|slot| {
-        let compressor = match slot {
-            Some((made_for, compressor)) if *made_for == level => compressor,
-            _ => &mut slot.insert((level, compressor(level).map_err(CompressError::Zstd)?)).1,
-        };
-        let mut stored = compressor.compress(plain).map_err(CompressError::Zstd)?;
-        // Made for the worst case; frames may wait in a queue.
-        stored.shrink_to_fit();
-        Ok(stored)
-    })
+/// Compressors of one level. There are as many as threads compress at the same time, whatever threads those are: each holds
+/// megabytes of tables, at high levels tens of them.
+pub struct Compressors {
+    level: i32,
+    idle: Mutex<Vec<Compressor<'static>>>,
 }
 
-fn compressor(level: i32) -> std::io::Result<Compressor<'static>> {
+impl fmt::Debug for Compressors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Compressors").field("level", &self.level).finish_non_exhaustive()
+    }
+}
+
+impl Compressors {
+    /// None so far: each is made when it is needed.
+    pub fn new(level: i32) -> Self {
+        Self { level, idle: Mutex::new(Vec::new()) }
+    }
+
+    /// Bytes that one of them holds at work, found out with one frame.
+    pub fn bytes_each(&self) -> Result<usize, CompressError> {
+        self.with_one(|compressor| {
+            let _ = compressor.compress(&vec![0; MAX_FRAME_BYTES])?;
+            Ok(compressor.context_mut().sizeof())
+        })
+    }
+
+    /// Compresses a frame, with content size and checksum.
+    pub fn compress(&self, frame: &PlainFrame) -> Result<StoredFrame, CompressError> {
+        let plain = &frame.bytes;
+        let plain_bytes = u32::try_from(plain.len()).ok().filter(|_| (1..=MAX_FRAME_BYTES).contains(&plain.len()));
+        let plain_bytes = plain_bytes.ok_or(CompressError::Size(plain.len()))?;
+        let mut stored = self.with_one(|compressor| compressor.compress(plain))?;
+        // Made for the worst case; frames may wait in a queue.
+        stored.shrink_to_fit();
+        Ok(StoredFrame { number: frame.number, plain_bytes, bytes: stored.into() })
+    }
+
+    /// Lends an idle compressor, or a new one.
+    fn with_one<T>(&self, work: impl FnOnce(&mut Compressor<'static>) -> io::Result<T>) -> Result<T, CompressError> {
+        let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = idle().pop();
+        let mut compressor = found.map_or_else(|| compressor(self.level), Ok).map_err(CompressError::Zstd)?;
+        let done = work(&mut compressor).map_err(CompressError::Zstd);
+        idle().push(compressor);
+        done
+    }
+}
+
+fn compressor(level: i32) -> io::Result<Compressor<'static>> {
     let mut compressor = Compressor::new(level)?;
     compressor.include_checksum(true)?;
     compressor.include_contentsize(true)?;
@@ -220,6 +242,21 @@ pub fn frame_checksum(stored: &[u8]) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn compress_frame(plain: &[u8], level: i32) -> Result<Bytes, CompressError> {
+        let frame = PlainFrame { number: 0, bytes: plain.to_vec() };
+        Compressors::new(level).compress(&frame).map(|stored| stored.bytes)
+    }
+
+    #[test]
+    fn compressors_are_used_again_and_say_what_they_hold() {
+        let compressors = Compressors::new(3);
+        let low = compressors.bytes_each().unwrap();
+        compressors.compress(&PlainFrame { number: 0, bytes: vec![1; 1000] }).unwrap();
+        assert_eq!(compressors.idle.lock().unwrap().len(), 1);
+        let high = Compressors::new(19).bytes_each().unwrap();
+        assert!((1 << 20..8 << 20).contains(&low) && (32 << 20..256 << 20).contains(&high), "{low}, {high}");
+    }
 
     #[test]
     fn a_stream_is_cut_into_full_frames_and_a_rest() {

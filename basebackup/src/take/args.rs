@@ -25,7 +25,7 @@ pub struct TakeArgs {
     /// Label of the backup
     #[arg(short = 'l', long, value_name = "LABEL", default_value = "walkeep base backup")]
     pub label: String,
-    /// Threads that compress, 1 to 64 [default: processors]
+    /// Threads that compress, 1 to 64; fewer where their memory would be too much [default: processors]
     #[arg(short = 'j', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub jobs: Option<u16>,
     /// zstd's level, -7 to 19: a number, or zstd:LEVEL [default: compression_level of the configuration]

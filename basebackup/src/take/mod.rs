@@ -152,7 +152,12 @@ async fn run(args: &TakeArgs, config: &Config, reporter: Reporter, progress: &Pr
     let job = Job { args, server: &server, control, data_directory, archive: &archive, id: &id, reporter, progress };
     let jobs = args.jobs.map_or_else(processors, usize::from);
     let level = args.compress.unwrap_or_else(|| config.compression_level.level());
-    let pipeline = Pipeline::new(archive.clone(), id.clone(), level, jobs);
+    let pipeline = Pipeline::new(archive.clone(), id.clone(), level, jobs)?;
+    if args.jobs.is_some() && pipeline.threads() < jobs {
+        let threads = pipeline.threads();
+        let message = format!("compressing on {threads} threads: {jobs} would take too much memory at level {level}");
+        reporter.print(Severity::Info, &message, None);
+    }
     let mut listing = Listing::new(major, job.control.system_identifier)?;
     let scan = tokio::select! {
         copied = job.copy(&pipeline, started.lsn, jobs, &mut listing) => copied?,

@@ -15,7 +15,7 @@ use walkeep_common::wal_archive::WalArchive;
 use walkeep_common::wal_object::encode::hexadecimal;
 
 use crate::pack::assembler::{PackAssembler, PackSummary};
-use crate::pack::frames::{PlainFrame, StoredFrame};
+use crate::pack::frames::{Compressors, MAX_FRAME_BYTES, PlainFrame, StoredFrame};
 
 const MIB: u64 = 1024 * 1024;
 /// The smallest part: large enough that a request's overhead does not matter.
@@ -24,34 +24,69 @@ const PART_BYTES: u64 = 16 * MIB;
 const MOST_PARTS: u64 = 9000;
 /// What parts on their way may hold together, unless a single one is larger.
 const UPLOAD_BUDGET_MIB: usize = 128;
-/// Frames of 4 MiB that are being compressed, or wait for their turn.
-const MOST_FRAMES: usize = 32;
+/// What frames and the tables to compress them may hold together. With the uploads, the readers and the lists of files a
+/// backup stays below 512 MiB on any host.
+const COMPRESSING_BYTES: usize = 128 << 20;
+/// A frame, and what it is compressed into.
+const FRAME_BYTES: usize = 2 * MAX_FRAME_BYTES;
 
 /// What all packs of one backup share.
 #[derive(Debug, Clone)]
 pub(super) struct Pipeline {
     archive: WalArchive,
     id: BackupId,
-    level: i32,
+    compressors: Arc<Compressors>,
+    capacity: Capacity,
     processors: Arc<Semaphore>,
     frames: Arc<Semaphore>,
     uploads: Arc<Semaphore>,
+}
+
+/// How much of the memory goes where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Capacity {
+    /// Threads that compress.
+    threads: usize,
+    /// Frames that are being compressed, or wait for those before them.
+    frames: usize,
+}
+
+impl Capacity {
+    /// For `jobs` threads at most, each with so many bytes of tables.
+    fn new(jobs: usize, table_bytes: usize) -> Self {
+        let left_for_frames = |threads: usize| COMPRESSING_BYTES.saturating_sub(threads * table_bytes) / FRAME_BYTES;
+        // Two more frames than threads, or these wait for each other.
+        let fits = |&threads: &usize| left_for_frames(threads) >= threads + 2;
+        let threads = (1..=jobs).rev().find(fits).unwrap_or(1);
+        Self { threads, frames: left_for_frames(threads).clamp(threads + 2, threads * 2 + 4) }
+    }
 }
 
 /// A frame on its way through a compressing thread, holding its share of the memory.
 type Compressing = JoinHandle<Result<(StoredFrame, OwnedSemaphorePermit)>>;
 
 impl Pipeline {
-    /// A pipeline that compresses on `jobs` threads.
-    pub(super) fn new(archive: WalArchive, id: BackupId, level: i32, jobs: usize) -> Self {
-        Self {
+    /// A pipeline that compresses on `jobs` threads, or on fewer where those would hold too much memory at this level.
+    ///
+    /// # Errors
+    /// `Internal` if zstd fails.
+    pub(super) fn new(archive: WalArchive, id: BackupId, level: i32, jobs: usize) -> Result<Self> {
+        let compressors = Compressors::new(level);
+        let capacity = Capacity::new(jobs, compressors.bytes_each().map_err(internal)?);
+        Ok(Self {
             archive,
             id,
-            level,
-            processors: Arc::new(Semaphore::new(jobs)),
-            frames: Arc::new(Semaphore::new((jobs * 2 + 4).min(MOST_FRAMES))),
+            compressors: Arc::new(compressors),
+            capacity,
+            processors: Arc::new(Semaphore::new(capacity.threads)),
+            frames: Arc::new(Semaphore::new(capacity.frames)),
             uploads: Arc::new(Semaphore::new(UPLOAD_BUDGET_MIB)),
-        }
+        })
+    }
+
+    /// How many threads compress.
+    pub(super) fn threads(&self) -> usize {
+        self.capacity.threads
     }
 
     /// Stores pack `number`, about `expected` plain bytes long, from its frames in order. `whole` says afterwards
@@ -70,7 +105,7 @@ impl Pipeline {
         let upload = self.archive.store().upload(&self.archive.layout().pack(&self.id, number)).await?;
         let mut parts = Parts::new(upload, Arc::clone(&self.uploads), part_bytes);
         let sent = async {
-            let (sender, compressing) = mpsc::channel(MOST_FRAMES);
+            let (sender, compressing) = mpsc::channel(self.capacity.frames);
             let ((), summary) = tokio::try_join!(self.compress(frames, sender), assemble(compressing, &mut parts))?;
             whole.await?;
             parts.flush().await?;
@@ -93,9 +128,9 @@ impl Pipeline {
         while let Some(frame) = frames.recv().await {
             let memory = Arc::clone(&self.frames).acquire_owned().await.map_err(internal)?;
             let processor = Arc::clone(&self.processors).acquire_owned().await.map_err(internal)?;
-            let level = self.level;
+            let compressors = Arc::clone(&self.compressors);
             let working = spawn_blocking(move || {
-                let stored = frame.compress(level).map_err(internal)?;
+                let stored = compressors.compress(&frame).map_err(internal)?;
                 drop(processor);
                 Ok((stored, memory))
             });
@@ -193,4 +228,29 @@ fn thread_failed(error: JoinError) -> Error {
 
 fn internal(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::new(Kind::Internal, "could not put a pack together").caused_by(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_memory_is_bounded_for_any_number_of_threads_at_any_level() {
+        const MIB: usize = 1 << 20;
+        for (jobs, table_bytes, threads, frames) in [
+            (1, 2 * MIB, 1, 6),
+            (2, 2 * MIB, 2, 8),
+            (8, 2 * MIB, 8, 14),
+            (64, 2 * MIB, 11, 13),
+            (64, 30 * MIB, 2, 8),
+            (64, 100 * MIB, 1, 3),
+            (2, 300 * MIB, 1, 3),
+        ] {
+            assert_eq!(
+                Capacity::new(jobs, table_bytes),
+                Capacity { threads, frames },
+                "{jobs} jobs, {table_bytes} bytes"
+            );
+        }
+    }
 }

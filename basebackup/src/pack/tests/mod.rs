@@ -11,7 +11,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::assembler::{PackAssembler, PackSummary};
-use super::frames::{InvalidFrame, PlainFrame};
+use super::frames::{Compressors, InvalidFrame, PlainFrame};
 use super::index::IndexEntry;
 use super::member::{Member, MemberKind, MemberPath, Owner};
 use super::reader::PackLayout;
@@ -112,9 +112,10 @@ impl Packed {
 
 fn assemble(frames: &[PlainFrame], level: i32) -> (Vec<u8>, PackSummary) {
     let mut assembler = PackAssembler::default();
+    let compressors = Compressors::new(level);
     let mut stored = Vec::new();
     for frame in frames {
-        stored.extend_from_slice(&assembler.push(frame.compress(level).unwrap()).unwrap());
+        stored.extend_from_slice(&assembler.push(compressors.compress(frame).unwrap()).unwrap());
     }
     let (table, summary) = assembler.finish();
     stored.extend_from_slice(&table);
