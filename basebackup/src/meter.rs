@@ -80,6 +80,22 @@ impl Meter {
         let _ = self.stored.fetch_add(count, Ordering::Relaxed);
     }
 
+    /// Reports while something is done.
+    pub(crate) async fn report_until<T>(
+        &self,
+        done: impl Future<Output = T>,
+        reporter: Reporter,
+        pace: Pace,
+        requests: &Requests,
+    ) -> T {
+        let done = tokio::select! {
+            done = done => done,
+            never = self.report(reporter, pace, requests) => match never {},
+        };
+        Self::clear();
+        done
+    }
+
     /// Reports until it is dropped.
     pub(crate) async fn report(&self, reporter: Reporter, pace: Pace, requests: &Requests) -> std::convert::Infallible {
         let terminal = std::io::stderr().is_terminal();
@@ -152,7 +168,8 @@ fn rate(count: u64, time: Duration) -> u64 {
     count.saturating_mul(1000) / millis
 }
 
-fn duration(seconds: u64) -> String {
+/// Seconds, as people say them.
+pub(crate) fn duration(seconds: u64) -> String {
     match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
         (0, 0, seconds) => format!("{seconds} s"),
         (0, minutes, seconds) => format!("{minutes} min {seconds} s"),

@@ -277,7 +277,9 @@ fn a_plan_is_printed_and_nothing_is_made() {
     let time = format!("{}+00", past.before_the_drop);
     let words = ["--dry-run", "--target-time", &time, "--target-action", "promote"];
     let text = place.restore(&past.repository, &words).stdout;
-    for expected in [past.first.as_str(), &past.before_the_drop, "promote", "Timeline", "WAL", "Archiving", "needed"] {
+    for expected in
+        [past.first.as_str(), &past.before_the_drop, "promote", "Timeline", "WAL", "Time ", "Archiving", "needed"]
+    {
         assert!(text.contains(expected), "{expected:?} in\n{text}");
     }
     let json = place.restore(&past.repository, &[&words[..], &["--format", "json"]].concat()).stdout;
@@ -287,6 +289,7 @@ fn a_plan_is_printed_and_nothing_is_made() {
     assert_eq!(plan["settings"]["recovery_target_action"], "promote");
     assert_eq!(plan["settings"]["recovery_target_timeline"], "1");
     assert_eq!(plan["archiving"], false);
+    assert!(plan["estimated_seconds"].as_u64() >= plan["copy_seconds"].as_u64(), "{json}");
     assert_eq!(plan["data_directory"], place.data().to_str().unwrap());
     assert!(place.is_untouched());
 }

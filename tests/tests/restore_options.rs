@@ -53,7 +53,9 @@ fn of_several_databases_only_the_one_named_is_restored() {
     let unknown = place.restoring(&repository, &["--only-database", "missing", "-T", &mapping]).finish();
     unknown.expect_code(2).expect_stderr(&["holds no database \"missing\"", "wanted"]);
     assert!(place.is_untouched());
-    let words = ["--only-database", "wanted", "-T", &mapping];
+    // Over a whole copy, as over one that was interrupted: what is left out goes.
+    place.restore(&repository, &["-T", &mapping]);
+    let words = ["--only-database", "wanted", "-T", &mapping, "--delta"];
     let said = place.restore(&repository, &words).stdout;
     assert!(said.contains("without \"heavy\", \"elsewhere\"") && said.contains("DROP DATABASE"), "{said}");
     assert!(!place.data().join("backup_manifest").exists());

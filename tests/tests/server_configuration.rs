@@ -103,6 +103,37 @@ fn configuration_outside_the_data_directory_is_kept_and_restored() {
     assert!(!target.path().join("again").exists());
 }
 
+#[test]
+fn configuration_that_is_a_link_in_the_data_directory_is_kept_and_restored() {
+    let repository = Repository::directory();
+    let mut cluster = archiving(&repository).create();
+    let managed = cluster.scratch().create_private("managed");
+    let data = cluster.data().to_owned();
+    for name in ["pg_hba.conf", "extra.conf"] {
+        fs::write(data.join(name), fs::read(data.join(name)).unwrap_or_default()).unwrap();
+        fs::rename(data.join(name), managed.join(name)).unwrap();
+        std::os::unix::fs::symlink(managed.join(name), data.join(name)).unwrap();
+    }
+    fs::write(managed.join("extra.conf"), "work_mem = '7MB'\n").unwrap();
+    for name in ["pg_hba.conf", "extra.conf"] {
+        user::give(&managed.join(name));
+    }
+    cluster.configure(&["include = 'extra.conf'"]);
+    cluster.start();
+    let id = take(&repository, &cluster);
+    cluster.wait_until_archived(&cluster.finish_segment());
+    let site = Site { repository, cluster, id };
+
+    let target = Scratch::new("restored");
+    let plain = site.restore(&target.path().join("plain"), &[]).finish();
+    plain.expect_code(0).expect_stderr(&["2 configuration file(s)", "plain/extra.conf", "--config-dir"]);
+    let (data, directory) = (target.path().join("data"), target.path().join("config"));
+    let restored = site.restore(&data, &["--config-dir", directory.to_str().unwrap()]).finish();
+    assert!(!restored.expect_code(0).stderr.contains("configuration file(s)"), "{restored}");
+    let copy = adopt(&site, &data, &directory);
+    assert_eq!(copy.sql("show hba_file"), directory.join("pg_hba.conf").to_str().unwrap());
+}
+
 fn adopt(site: &Site, data: &Path, directory: &Path) -> Cluster {
     let options = Cluster::options().environment(site.repository.environment());
     let mut copy = Cluster::adopt_configured(data, directory, options);

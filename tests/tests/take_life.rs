@@ -21,6 +21,8 @@ fn a_server_of_the_other_kind_is_refused_before_anything_is_written() {
     let primary = archiving(&repository).start();
     let refused = taking(&repository, &primary).arg("--only-on=standby").finish();
     refused.expect_code(1).expect_stderr(&["is a primary", "--only-on=standby"]);
+    let refused = taking(&repository, &primary).args(["--label", "two\nlines"]).finish();
+    refused.expect_code(2).expect_stderr(&["label holds a line break"]);
     expect_untouched(&repository);
     taking(&repository, &primary).arg("--only-on=primary").finish().expect_code(0);
 

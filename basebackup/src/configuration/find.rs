@@ -1,4 +1,5 @@
-//! Which configuration files lie outside the data directory: those the server names, and those they include.
+//! The server's configuration files, those it names and those they include, where any of them lies outside the data
+//! directory or is a link that leads there.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -22,7 +23,7 @@ const OF_DEBIAN: [&str; 3] = ["environment", "pg_ctl.conf", "start.conf"];
 /// What was found.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Found {
-    /// The files outside the data directory, by their paths.
+    /// All configuration files, by their paths; none where all are in the data directory, and so in the backup already.
     pub files: Vec<ConfigurationFile>,
     /// Files that are not kept, and why.
     pub problems: Vec<String>,
@@ -39,13 +40,13 @@ pub struct Roots<'s> {
     pub ident_file: Option<&'s Path>,
 }
 
-/// Reads every configuration file of a server that is not in its data directory. One that cannot be read is a problem
-/// to be told, not an error: the data is safe without it.
+/// Reads every configuration file of a server, unless all are in its data directory. One that cannot be read is a problem to
+/// be told, not an error: the data is safe without it.
 pub fn find(roots: Roots<'_>, data_directory: &Path) -> Found {
-    let mut search = Search { data_directory, seen: BTreeSet::new(), found: Found::default() };
+    let mut search = Search { data_directory, seen: BTreeSet::new(), is_any_outside: false, found: Found::default() };
     if let Some(main) = roots.config_file {
         search.read(main, Grammar::Settings, 0);
-        if let Some(directory) = main.parent().filter(|_| search.is_outside(main)) {
+        if let Some(directory) = main.parent().filter(|_| !main.starts_with(data_directory)) {
             for name in OF_DEBIAN {
                 let path = directory.join(name);
                 if path.is_file() {
@@ -58,6 +59,9 @@ pub fn find(roots: Roots<'_>, data_directory: &Path) -> Found {
         search.read(rules, Grammar::Access, 0);
     }
     let mut found = search.found;
+    if !search.is_any_outside {
+        found.files.clear();
+    }
     found.files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
     found
 }
@@ -65,20 +69,24 @@ pub fn find(roots: Roots<'_>, data_directory: &Path) -> Found {
 struct Search<'s> {
     data_directory: &'s Path,
     seen: BTreeSet<PathBuf>,
+    is_any_outside: bool,
     found: Found,
 }
 
 impl Search<'_> {
+    /// Whether the backup's packs lack a file: links in the data directory are not followed there.
     fn is_outside(&self, path: &Path) -> bool {
-        !path.starts_with(self.data_directory)
+        let Ok(below) = path.strip_prefix(self.data_directory) else { return true };
+        let mut ways = below.ancestors().filter(|way| !way.as_os_str().is_empty());
+        ways.any(|way| self.data_directory.join(way).is_symlink())
     }
 
-    /// Reads a file and those it includes. Files in the data directory are in the backup, but may include others.
+    /// Reads a file and those it includes.
     fn read(&mut self, path: &Path, grammar: Grammar, depth: usize) {
         if depth > DEPTH || !self.seen.insert(path.to_owned()) {
             return;
         }
-        let contents = if self.is_outside(path) { self.keep(path) } else { read(path).ok().map(|file| file.contents) };
+        let contents = self.keep(path);
         for reference in contents.iter().flat_map(|contents| references(grammar, contents)) {
             let named = resolve(path, &reference.path);
             if reference.is_directory {
@@ -96,6 +104,7 @@ impl Search<'_> {
         match read(path) {
             Ok(file) => {
                 let contents = file.contents.clone();
+                self.is_any_outside |= self.is_outside(path);
                 self.found.files.push(file);
                 Some(contents)
             }
@@ -174,12 +183,17 @@ mod tests {
             ("etc/lists/others", "bob\n".to_owned()),
             ("etc/start.conf", "auto\n".to_owned()),
             ("etc/secret.key", "key\n".to_owned()),
-            ("data/pg_ident.conf", "include ../common/ident.conf\n".to_owned()),
+            (
+                "data/pg_ident.conf",
+                "include ../common/ident.conf\ninclude linked/a.conf\ninclude own.conf\n".to_owned(),
+            ),
+            ("data/own.conf", String::new()),
             ("common/ident.conf", String::new()),
             ("common/shared.conf", "work_mem = 4MB\n".to_owned()),
         ] {
             fs::write(at(name), contents).unwrap();
         }
+        std::os::unix::fs::symlink(at("etc/conf.d"), at("data/linked")).unwrap();
         let (main, hba, ident) = (at("etc/postgresql.conf"), at("etc/pg_hba.conf"), at("data/pg_ident.conf"));
         let roots = Roots { config_file: Some(&main), hba_file: Some(&hba), ident_file: Some(&ident) };
         let found = find(roots, &at("data"));
@@ -191,6 +205,9 @@ mod tests {
         let expected = [
             "common/ident.conf",
             "common/shared.conf",
+            "data/linked/a.conf",
+            "data/own.conf",
+            "data/pg_ident.conf",
             "etc/conf.d/a.conf",
             "etc/conf.d/b.conf",
             "etc/lists/users",
@@ -199,6 +216,9 @@ mod tests {
             "etc/start.conf",
         ];
         assert_eq!((names, found.problems), (expected.map(str::to_owned).to_vec(), vec![]));
+        let own = at("data/own.conf");
+        let roots = Roots { config_file: Some(&own), hba_file: None, ident_file: None };
+        assert_eq!(find(roots, &at("data")), Found::default());
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! What to tell the operator once everything is in place.
 
 use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use walkeep_common::cli::{Reporter, Severity};
+use walkeep_common::repository::backup::Backup;
 
 use super::directories::Directories;
 use super::execute::Done;
@@ -30,6 +32,18 @@ pub(super) fn warn(plan: &Plan, done: &Done, directories: &Directories, reporter
         ),
         Configuration::Placed => {}
         Configuration::Here { targets, includes } => {
+            let missing = missing_configuration(&plan.backup, directories);
+            if let Some(first) = missing.first().filter(|_| !done.is_configuration_placed) {
+                warn(
+                    &format!(
+                        "{} configuration file(s) of the server are not in the data directory, nor where they were, \
+                         such as \"{}\"",
+                        missing.len(),
+                        first.display()
+                    ),
+                    "The backup has them: restore once more with --config-dir, or put them in their place.",
+                );
+            }
             if !targets.is_empty() {
                 let consequence = if plan.request.target == Target::End {
                     "where recovery would end"
@@ -49,6 +63,17 @@ pub(super) fn warn(plan: &Plan, done: &Done, directories: &Directories, reporter
             }
         }
     }
+}
+
+/// The configuration files that the backup keeps apart from the data directory, and that are not in their place.
+fn missing_configuration(backup: &Backup, directories: &Directories) -> Vec<PathBuf> {
+    let files = backup.configuration.iter().flat_map(|configuration| &configuration.files).map(Path::new);
+    let places = files.map(|file| match file.strip_prefix(&backup.data_directory) {
+        // A link to it was in the data directory.
+        Ok(below) => directories.data.join(below),
+        Err(_) => file.to_owned(),
+    });
+    places.filter(|place| !place.exists()).collect()
 }
 
 /// A few lines about what comes next.

@@ -24,19 +24,20 @@ struct Wanted<'e> {
     directories: HashSet<&'e Path>,
 }
 
-/// Removes everything that is not in the backup, or not as it is there. Returns the members whose files stay.
+/// Removes everything that is not in the backup, or not as it is there, or left out. Returns the members whose files stay.
 ///
 /// # Errors
 /// From the operating system.
 pub(super) async fn clear(
     destination: &Arc<Destination>,
     entries: &[IndexEntry],
+    is_left_out: impl Fn(&IndexEntry) -> bool,
     meter: &Arc<Meter>,
     jobs: usize,
 ) -> Result<HashSet<MemberPath>> {
     let mut candidates: Vec<IndexEntry> = Vec::new();
     for (place, root) in destination.roots() {
-        let wanted = wanted(destination, entries, place);
+        let wanted = wanted(destination, entries.iter().filter(|entry| !is_left_out(entry)), place);
         match place {
             Place::Wal => empty(root, Path::new(""))?,
             Place::Data => {
@@ -64,7 +65,7 @@ pub(super) async fn clear(
     Ok(same.into_iter().flatten().collect())
 }
 
-fn wanted<'e>(destination: &Destination, entries: &'e [IndexEntry], place: Place) -> Wanted<'e> {
+fn wanted<'e>(destination: &Destination, entries: impl Iterator<Item = &'e IndexEntry>, place: Place) -> Wanted<'e> {
     let mut wanted = Wanted::default();
     for entry in entries {
         let (found, below) = destination.directories().locate(&entry.path);

@@ -75,6 +75,8 @@ pub struct Done {
     pub kept: usize,
     /// What the configuration in the data directory has to say.
     pub configuration: Configuration,
+    /// Whether the files that were elsewhere were restored as well.
+    pub is_configuration_placed: bool,
     /// The command that starts the server.
     pub start_command: String,
     /// The databases that were left out.
@@ -100,7 +102,7 @@ pub(crate) async fn execute(work: Work, reporter: Reporter, requests: &Requests)
     let copying = async {
         begin(&destination, &early, writer(&Arc::new(Meter::new("", 0)))).await?;
         let kept = match work.existing {
-            Existing::Delta => delta::clear(&destination, &entries, &meter, work.jobs).await?,
+            Existing::Delta => delta::clear(&destination, &entries, is_left_out, &meter, work.jobs).await?,
             Existing::Nothing => HashSet::new(),
         };
         create_directories(&destination, &entries)?;
@@ -110,18 +112,16 @@ pub(crate) async fn execute(work: Work, reporter: Reporter, requests: &Requests)
         writer(&meter).write(&entries, |entry| is_missing(entry) && !is_left_out(entry), work.jobs).await?;
         Ok::<usize, Error>(kept.len())
     };
-    let copied = tokio::select! {
-        copied = copying => copied,
-        never = meter.report(reporter, work.pace, requests) => match never {},
-    };
-    Meter::clear();
-    let kept = copied?;
+    let kept = meter.report_until(copying, reporter, work.pace, requests).await?;
     write_wal(&archive, &work.backup, &destination).await?;
     // PostgreSQL's manifest lists what is left out as well: nothing could be verified with it.
     let manifest = if work.selection.is_none() { Manifest::Written } else { Manifest::LeftAway };
     write_manifest(&archive, &work.backup, &destination, manifest).await?;
     let configuration = write_settings(&destination, &work.settings, work.signal_file)?;
-    settle(&destination, &Arc::new(entries), work.jobs).await?;
+    let meter = Arc::new(Meter::new("made durable", entries.iter().map(size).sum()));
+    let entries = Arc::new(entries);
+    let settling = settle(&destination, &entries, &meter);
+    meter.report_until(settling, reporter, work.pace, requests).await?;
     publish_control(&destination)?;
     // Last: with it a cluster of Debian's is known to others.
     let (configuration, start_command) = match &work.configuration {
@@ -133,7 +133,8 @@ pub(crate) async fn execute(work: Work, reporter: Reporter, requests: &Requests)
         None => (configuration, format!("pg_ctl -D \"{}\" start", destination.directories().data.display())),
     };
     let left_out = work.selection.as_ref().map(Selection::to_text);
-    Ok(Done { kept, configuration, start_command, left_out })
+    let is_configuration_placed = work.configuration.is_some();
+    Ok(Done { kept, configuration, is_configuration_placed, start_command, left_out })
 }
 
 /// A member that is written before all others.

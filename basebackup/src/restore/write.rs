@@ -240,6 +240,10 @@ fn size(entry: &IndexEntry) -> u64 {
     entry.contents.as_ref().map_or(0, |contents| contents.size)
 }
 
+/// Files that are made durable at the same time. They wait for the disk and not for a processor, and what waits together is
+/// written together.
+const SYNCHRONIZING: usize = 16;
+
 /// What the owner must be allowed to do with a file or a directory until everything is in place.
 const WHILE_WRITING: (u32, u32) = (0o600, 0o700);
 
@@ -281,19 +285,23 @@ pub(super) fn create_directories(destination: &Destination, entries: &[IndexEntr
 ///
 /// # Errors
 /// From the operating system.
-pub(super) async fn settle(destination: &Arc<Destination>, entries: &Arc<Vec<IndexEntry>>, jobs: usize) -> Result<()> {
-    let share = entries.len().div_ceil(jobs).max(1);
+pub(super) async fn settle(
+    destination: &Arc<Destination>,
+    entries: &Arc<Vec<IndexEntry>>,
+    meter: &Arc<Meter>,
+) -> Result<()> {
+    let share = entries.len().div_ceil(SYNCHRONIZING).max(1);
     let shares = (0..entries.len()).step_by(share).map(|from| {
-        let (destination, entries) = (Arc::clone(destination), Arc::clone(entries));
+        let (destination, entries, meter) = (Arc::clone(destination), Arc::clone(entries), Arc::clone(meter));
         async move {
             let task = tokio::task::spawn_blocking(move || {
                 let mut files = entries.iter().skip(from).take(share).filter(|entry| entry.contents.is_some());
-                files.try_for_each(|entry| settle_entry(&destination, entry))
+                files.try_for_each(|entry| settle_entry(&destination, entry).map(|()| meter.add(size(entry))))
             });
             task.await.map_err(|error| Error::new(Kind::Internal, "a thread failed").caused_by(error))?
         }
     });
-    stream::iter(shares).buffer_unordered(jobs).try_collect::<()>().await?;
+    stream::iter(shares).buffer_unordered(SYNCHRONIZING).try_collect::<()>().await?;
     let mut directories: Vec<&IndexEntry> = entries.iter().filter(|entry| entry.contents.is_none()).collect();
     directories.sort_unstable_by_key(|entry| std::cmp::Reverse(entry.path.as_bytes()));
     directories.into_iter().try_for_each(|entry| settle_entry(destination, entry))?;

@@ -135,13 +135,12 @@ const LOCK_HOLDERS_SQL: &str = "
 
 impl Backup {
     /// Enters backup mode. With [`Checkpoint::Spread`] this may take minutes; it ends early only if the connection
-    /// does, or if the caller drops it.
+    /// does, or if the caller drops it. The label was looked at with [`check_label`].
     ///
     /// # Errors
-    /// `Usage` for a label PostgreSQL cannot take, `Refused` without the right, `Unavailable` if the connection is
-    /// lost, `Invalid` if the server cannot be backed up now.
+    /// `Refused` without the right, `Unavailable` if the connection is lost, `Invalid` if the server cannot be backed up
+    /// now.
     pub async fn start(session: Session, label: &str, checkpoint: Checkpoint) -> Result<Self> {
-        check_label(label)?;
         session.notice_a_closed_socket().await?;
         let fast = checkpoint == Checkpoint::Fast;
         let sql = start_sql(session.version());
@@ -198,7 +197,11 @@ impl Backup {
     }
 }
 
-fn check_label(label: &str) -> Result<()> {
+/// Refuses a label that PostgreSQL does not take.
+///
+/// # Errors
+/// `Usage`.
+pub fn check_label(label: &str) -> Result<()> {
     if label.len() > LONGEST_LABEL {
         return Err(Error::new(Kind::Usage, format!("backup label is longer than {LONGEST_LABEL} bytes")));
     }

@@ -50,7 +50,7 @@ use crate::files::settle::PageChecks;
 use crate::interrupt::interrupted;
 use crate::meter::{Meter, Pace, Requests};
 use crate::output::{Format, bytes, print, print_json};
-use crate::session::backup_mode::{Backup as BackupMode, Stopped};
+use crate::session::backup_mode::{Backup as BackupMode, Stopped, check_label};
 use crate::session::conninfo::{ConnectionParameters, Environment};
 use crate::session::server::Server;
 use crate::session::{Session, preflight, relations};
@@ -119,6 +119,7 @@ fn recording_interrupted() -> Error {
 
 /// Takes the backup.
 async fn run(args: &TakeArgs, config: &Config, reporter: Reporter, progress: &Progress) -> Result<Backup> {
+    check_label(&args.label)?;
     let parameters = ConnectionParameters::resolve(&args.connection, &Environment::of_process()?)?;
     let session = Session::connect(&parameters).await?;
     let server = session.server().await?;
@@ -241,12 +242,10 @@ impl Job<'_> {
             throttle: self.args.max_rate.map(|rate| Arc::new(Throttle::new(rate))),
         };
         let meter = Arc::new(Meter::new("copied", scan.total_bytes()));
-        let copied = tokio::select! {
-            copied = copy(pipeline, &reading, Arc::clone(&scan), jobs, &meter, listing) => copied,
-            never = meter.report(self.reporter, Pace::of(self.args.progress), &self.progress.requests) => match never {},
-        };
-        Meter::clear();
-        copied.map(|()| scan)
+        let copying = copy(pipeline, &reading, Arc::clone(&scan), jobs, &meter, listing);
+        let pace = Pace::of(self.args.progress);
+        meter.report_until(copying, self.reporter, pace, &self.progress.requests).await?;
+        Ok(scan)
     }
 
     /// `pg_control`, `tablespace_map` and `backup_label`, alone.

@@ -1,6 +1,7 @@
 //! The WAL a backup needs: seen to be in the repository before the backup may call itself one.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -67,7 +68,7 @@ impl NeededWal {
     /// unless it is archived already, it is kept with the backup. Returns the names of what is kept.
     ///
     /// # Errors
-    /// As [`Self::wait_until_archived`]; `Invalid` if the segment is not in `pg_wal`.
+    /// As [`Self::wait_until_archived`]; `Invalid` if the segment in `pg_wal` is not what it must be.
     pub(super) async fn wait_or_keep_last(
         &self,
         archive: &WalArchive,
@@ -76,14 +77,14 @@ impl NeededWal {
         how: Wait<'_>,
     ) -> Result<Vec<String>> {
         let Some((last, others)) = self.segments.split_last() else { return Ok(Vec::new()) };
-        let kept = if archive.header(WalFileName::Segment(*last)).await?.is_some() {
-            Vec::new()
-        } else {
-            keep_with_backup(archive, id, data_directory, *last).await?;
-            vec![last.to_string()]
-        };
-        wait(archive, others, how).await?;
-        Ok(kept)
+        let is_archived = archive.header(WalFileName::Segment(*last)).await?.is_some();
+        if !is_archived && keep_with_backup(archive, id, data_directory, *last).await? {
+            wait(archive, others, how).await?;
+            return Ok(vec![last.to_string()]);
+        }
+        // The standby has recycled it, or never had it but from the archive: then it is full, and comes or is there.
+        wait(archive, &self.segments, how).await?;
+        Ok(Vec::new())
     }
 }
 
@@ -121,17 +122,20 @@ fn not_archived(name: WalFileName, limit: Duration) -> Error {
     .hint("Look for failures of archive_command in the server's log and in pg_stat_archiver; it must archive to the same repository.")
 }
 
-/// Stores a segment of `pg_wal` with the backup. Its tail may still be written or be left over from an older segment;
+/// Stores a segment of `pg_wal` with the backup, if it is there. Its tail may still be written or be left over from an older segment;
 /// replay of the backup ends before.
 async fn keep_with_backup(
     archive: &WalArchive,
     id: &BackupId,
     data_directory: &Path,
     segment: SegmentName,
-) -> Result<()> {
+) -> Result<bool> {
     const LEVEL: i32 = 3;
     let path = data_directory.join("pg_wal").join(segment.to_string());
-    let file = File::open(&path).context("open file", &path).map_err(|error| error.with_kind(Kind::Invalid))?;
+    let file = match File::open(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        file => file.context("open file", &path)?,
+    };
     let mut first = vec![0; LONG_HEADER_BYTES];
     file.read_exact_at(&mut first, 0).context("read file", &path)?;
     let header = SegmentHeader::parse(&first).and_then(|header| header.check_name(segment).map(|()| header));
@@ -154,5 +158,5 @@ async fn keep_with_backup(
     let encoded = encode(file, header.segment_size.bytes(), LEVEL, description)?;
     let payload = object_store::PutPayload::from_iter([encoded.header_bytes, encoded.frames]);
     // The folder is ours: what exists there is what an earlier attempt of this put stored.
-    archive.store().create(&archive.layout().backup_wal(id, name), payload).await.map(drop)
+    archive.store().create(&archive.layout().backup_wal(id, name), payload).await.map(|_| true)
 }

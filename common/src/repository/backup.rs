@@ -108,7 +108,7 @@ pub struct Backup {
     pub index: StoredObject,
     /// PostgreSQL's manifest: `backup_manifest.zst`.
     pub manifest: StoredObject,
-    /// The server's configuration files outside the data directory; none if there are none.
+    /// The server's configuration files; none if all are in the data directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub configuration: Option<Configuration>,
     /// Segments kept with the backup because no archive will have them in time.
@@ -186,7 +186,8 @@ pub struct StoredObject {
     pub sha256: String,
 }
 
-/// The server's configuration files outside the data directory: `configuration.tar.zst`.
+/// The server's configuration files, where any lies outside the data directory or behind a link in it:
+/// `configuration.tar.zst`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Configuration {
     /// The object.

@@ -23,6 +23,10 @@ use super::time::to_postgres;
 use crate::catalog::Catalog;
 use crate::list::segment_size;
 
+/// Bytes of WAL that a server replays in a second, as far as that can be said of any: pages that are not in memory, and have
+/// no image in the WAL, make it slower, a quick disk faster.
+pub const REPLAYED_PER_SECOND: u64 = 64 << 20;
+
 /// What a restore will do.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -111,6 +115,11 @@ impl Plan {
     pub fn copy_time(&self) -> std::time::Duration {
         let taken = self.backup.stop_time.duration_since(self.backup.start_time);
         std::time::Duration::try_from(taken).unwrap_or_default()
+    }
+
+    /// How many seconds it may take until the server has replayed all this.
+    pub fn estimated_seconds(&self) -> u64 {
+        self.copy_time().as_secs().saturating_add(self.wal_bytes() / REPLAYED_PER_SECOND).max(1)
     }
 }
 

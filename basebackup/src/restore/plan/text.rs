@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use super::{Plan, RecoveryEnd, RecoveryTimeline};
+use super::{Plan, REPLAYED_PER_SECOND, RecoveryEnd, RecoveryTimeline};
 use crate::list::time;
+use crate::meter::duration;
 use crate::output::bytes;
 use crate::restore::target::{Bound, Role, Target};
 use crate::restore::time::to_postgres;
@@ -46,10 +47,15 @@ impl Plan {
         if let Some(written) = wal.written {
             line("", format!("the last one was written at {}; the archive goes on to {}", time(written), wal.end_lsn));
         }
-        let seconds = self.copy_time().as_secs().max(1);
         line(
             "Time",
-            format!("taking the backup took {seconds} s; then {} of WAL is replayed", bytes(self.wal_bytes())),
+            format!(
+                "about {}, if the files take as long as they took to back up ({}) and WAL is replayed at {}/s ({})",
+                duration(self.estimated_seconds()),
+                duration(self.copy_time().as_secs().max(1)),
+                bytes(REPLAYED_PER_SECOND),
+                bytes(self.wal_bytes())
+            ),
         );
         if let Some(last) = self.last_segment {
             line("", format!("nothing after {last} will be fetched"));
@@ -71,7 +77,7 @@ impl Plan {
                 "setting": name, "value": value, "inclusive": self.request.bound == Bound::Inclusive,
                 "action": self.request.action.unwrap_or_default(),
             })),
-            "copy_seconds": self.copy_time().as_secs(),
+            "copy_seconds": self.copy_time().as_secs(), "estimated_seconds": self.estimated_seconds(),
             "standby": self.request.role != Role::Primary,
             "end": self.end_text(),
             "timeline": self.timeline_text(),
