@@ -1,7 +1,7 @@
 //! `basebackup status`: after every event the figures are what they must be, and none of them is old without saying so.
 
 use std::collections::BTreeSet;
-use std::fmt::Debug;
+use std::fmt::{Debug, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -81,6 +81,36 @@ fn expect_clean(page: &str) {
     assert!(check.code() == 0 && check.stdout.is_empty() && check.stderr.is_empty(), "{check}\n{page}");
 }
 
+/// Fails the test unless these alerts fire, and no others, two hours after this page, if nothing changes but its time.
+#[track_caller]
+fn expect_alerts(page: &str, expected: &[&str]) {
+    let measured: f64 = sample(page, "walkeep_status_timestamp_seconds");
+    let rules = example("prometheus-alerts.yml").display().to_string();
+    let mut test = format!("rule_files: [{rules:?}]\nevaluation_interval: 1m\ntests:\n");
+    test.push_str("  - interval: 1m\n    input_series:\n");
+    for line in page.lines().filter(|line| !line.starts_with('#')) {
+        let (series, value) = line.rsplit_once(' ').unwrap();
+        // Time begins with 0 there.
+        let values = match series.split('{').next().unwrap() {
+            "walkeep_status_timestamp_seconds" => "0+60x120".to_owned(),
+            name if name.ends_with("_timestamp_seconds") => {
+                format!("{:.3}x120", value.parse::<f64>().unwrap() - measured)
+            }
+            _ => format!("{value}x120"),
+        };
+        let series = series.replacen('{', "{instance=\"db\",", 1);
+        write!(test, "      - series: '{series}'\n        values: '{values}'\n").unwrap();
+    }
+    let samples = expected.iter().map(|name| format!("{{labels: '{{alertname={name:?}}}', value: 1}}"));
+    let samples = samples.collect::<Vec<_>>().join(", ");
+    test.push_str("    promql_expr_test:\n      - expr: count by (alertname) (ALERTS{alertstate=\"firing\"})\n");
+    write!(test, "        eval_time: 2h\n        exp_samples: [{samples}]\n").unwrap();
+    let scratch = Scratch::new("alerts");
+    let promtool = Run::new(tools_directory().join("promtool")).args(["test", "rules"]);
+    let tested = promtool.arg(scratch.write("test.yml", &test)).as_caller().finish();
+    assert!(tested.code() == 0, "{tested}\n{page}");
+}
+
 fn object_of(segment: &str, repository: &Repository) -> String {
     repository.find(&format!("/{segment}.zst"))
 }
@@ -137,6 +167,8 @@ fn the_end_of_the_archive_is_the_end_of_what_has_no_hole() {
     assert_eq!((&said["queue"]["files"], &said["archiving_fails"]), (&0.into(), &false.into()), "{said:#}");
     let text = status(&repository, Some(&server), &[]).stdout;
     assert!(text.contains("NOT POSSIBLE") && text.contains("no file waits"), "{text}");
+    let page = status(&repository, Some(&server), &["--format", "prometheus"]).stdout;
+    expect_alerts(&page, &["WalkeepNothingRecoverable"]);
 
     let backup = take(&repository, &server);
     let later = archive(&server, 4);
@@ -159,6 +191,7 @@ fn the_end_of_the_archive_is_the_end_of_what_has_no_hole() {
     assert!(finished.expect_code(0).stdout.contains(&recovery), "{finished}");
     let page = status(&repository, Some(&server), &["--format", "prometheus"]).stdout;
     assert!(sample::<u64>(&page, "walkeep_wal_gaps") == 1, "{page}");
+    expect_alerts(&page, &["WalkeepWalMissing"]);
 
     // With a later backup everything after it can be reached again, and the hole is still said.
     take(&repository, &server);
@@ -200,6 +233,7 @@ fn a_failing_archiver_turns_the_status_red() {
     assert!(metrics(&page).contains("walkeep_archive_ready_oldest_timestamp_seconds"));
     assert!(metrics(&page).contains("walkeep_archive_last_failure_timestamp_seconds"));
     expect_clean(&page);
+    expect_alerts(&page, &["WalkeepArchivingStuck"]);
 }
 
 #[test]
@@ -271,6 +305,7 @@ fn what_was_proven_last_and_with_what_result_is_told() {
     assert!(page.contains("result=\"failed\"} 1") && page.contains("result=\"passed\"} 0"), "{page}");
     assert!(sample::<u64>(&page, "walkeep_verify_last_findings") == 1);
     assert!(!metrics(&page).contains("walkeep_verify_last_success_timestamp_seconds"));
+    expect_alerts(&page, &["WalkeepServerUnknown", "WalkeepVerifyFoundDamage", "WalkeepDrillFailed"]);
     let text = status(&repository, None, &[]).stdout;
     for words in ["Last verify  1 object DAMAGED", "Last drill   FAILED", "Last passed  PASSED"] {
         assert!(text.contains(words), "{words}\n{text}");
@@ -365,6 +400,7 @@ fn prometheus_takes_every_page_without_a_complaint() {
     let healthy = Healthy::shared();
     let page = healthy.page();
     expect_clean(&page);
+    expect_alerts(&page, &[]);
     for (metric, least, most) in [
         ("walkeep_repository_up", 1.0, 1.0),
         ("walkeep_server_up", 1.0, 1.0),
@@ -430,6 +466,7 @@ fn a_repository_that_cannot_be_reached_leaves_no_old_figures() {
         finished.expect_code(1).expect_stderr(&["basebackup: ERROR: ", "HINT: "]);
         assert_eq!(sample::<u64>(&page, "walkeep_repository_up"), 0);
         expect_clean(&page);
+        expect_alerts(&page, &["WalkeepRepositoryUnreachable"]);
         // What the server says is as true as ever.
         let kept: BTreeSet<String> =
             metrics(&page).iter().filter(|name| !name.contains("_archive_")).cloned().collect();

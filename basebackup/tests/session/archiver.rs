@@ -27,6 +27,10 @@ async fn the_archivers_state_is_read_with_and_without_the_right_to_list_its_queu
     assert_eq!(queue.files, 1);
     let age = server.started.duration_since(queue.oldest.unwrap());
     assert!(age.abs().as_secs() < 60, "{age}");
+    cluster.sql("revoke pg_read_all_settings from reader; grant pg_monitor to reader");
+    let session = connect(&cluster, "user=reader").await.unwrap();
+    let server = session.server().await.unwrap();
+    assert_eq!(session.archiver(&server).await.unwrap().queue.map(|queue| queue.files), Some(1));
     let elsewhere = Server { started: server.started - jiff::SignedDuration::from_hours(1), ..server };
     assert_eq!(local_data_directory(&elsewhere), None);
 }
