@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand};
 use walkeep_common::cli::CommonArgs;
 
+use crate::check::CheckArgs;
 use crate::drill::DrillArgs;
 use crate::expire::{DeleteArgs, ExpireArgs};
 use crate::list::ListArgs;
@@ -22,6 +23,7 @@ Examples:
   basebackup verify --all --wal
   basebackup drill --sql orders.sql --report drill.html
   basebackup expire --keep-days 30 --keep-monthly 12 --dry-run
+  basebackup check
 
 Exit codes: 0 done, 1 failed, 2 usage or configuration; verify and drill: 4 damage was found";
 
@@ -55,6 +57,9 @@ pub enum Command {
     /// Restore a backup into a scratch directory, start PostgreSQL on it, check and measure, and remove it again
     #[command(disable_help_flag = true)]
     Drill(Box<DrillArgs>),
+    /// Test the way from PostgreSQL to the repository and back, and say what to do about everything that is wrong
+    #[command(disable_help_flag = true, after_help = crate::check::EXIT_CODES)]
+    Check(Box<CheckArgs>),
     /// Read back what is stored and name what is damaged or missing
     Verify(VerifyArgs),
     /// Remove backups and WAL that the retention policy does not keep

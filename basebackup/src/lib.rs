@@ -12,6 +12,7 @@
 pub mod accounts;
 pub mod args;
 pub mod catalog;
+pub mod check;
 pub mod configuration;
 pub mod drill;
 pub mod expire;

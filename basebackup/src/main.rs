@@ -3,8 +3,9 @@
 use std::process::ExitCode;
 
 use basebackup::args::{Cli, Command};
+use basebackup::check::CheckFormat;
 use basebackup::verify::Verdict;
-use basebackup::{drill, expire, list, pins, restore, show, status, take, verify};
+use basebackup::{check, drill, expire, list, pins, restore, show, status, take, verify};
 use clap::Parser as _;
 use walkeep_common::cli::{self, LogFormat, Reporter, Severity};
 use walkeep_common::error::{Error, Kind, Result};
@@ -24,8 +25,10 @@ fn main() -> ExitCode {
         }
         Err(problem) => {
             let reporter = Reporter::install(PROGRAM, LogFormat::Text);
-            reporter.error(Severity::Error, &cli::usage_error(&problem));
-            return ExitCode::from(USAGE);
+            let problem = cli::usage_error(&problem);
+            reporter.error(Severity::Error, &problem);
+            let monitors = check::is_for_nagios(std::env::args_os());
+            return ExitCode::from(if monitors { check::unknown(&problem) } else { USAGE });
         }
     };
     let reporter = Reporter::install(PROGRAM, cli.common.log_format);
@@ -34,6 +37,9 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             reporter.error(Severity::Error, &error);
+            if matches!(&cli.command, Command::Check(args) if args.format == CheckFormat::Nagios) {
+                return ExitCode::from(check::unknown(&error));
+            }
             ExitCode::from(if error.kind() == Kind::Usage { USAGE } else { FAILED })
         }
     }
@@ -56,6 +62,7 @@ fn run(cli: &Cli, reporter: Reporter) -> Result<u8> {
     let result = runtime.block_on(async {
         match &cli.command {
             Command::Take(args) => take::take(args, &config, reporter).await?,
+            Command::Check(args) => return Box::pin(check::check(args, &config, reporter)).await,
             Command::List(args) => list::list(args, &config).await?,
             Command::Status(args) => status::status(args, &config).await?,
             Command::Show(args) => show::show(args, &config).await?,
@@ -89,6 +96,7 @@ fn writes_as_root(command: &Command) -> Option<bool> {
         Command::Drill(_) => Some(false),
         Command::Expire(args) => Some(args.removal.allow_root || args.removal.dry_run),
         Command::Delete(args) => Some(args.removal.allow_root || args.removal.dry_run),
+        Command::Check(args) => Some(args.allow_root),
         Command::Pin(args) => Some(args.allow_root),
         Command::Unpin(args) => Some(args.allow_root),
         _ => None,

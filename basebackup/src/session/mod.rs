@@ -6,6 +6,7 @@
 //! - [`relations`]: which relation a file belongs to.
 //! - [`inspection`]: what a restored server is asked.
 //! - [`archiver`]: how the server's archiver is doing.
+//! - [`condition`]: what only a doctor asks.
 //! - [`backup_mode`]: `pg_backup_start` to `pg_backup_stop`.
 //!
 //! A backup lives and dies with its session, so a [`Session`] never reconnects: once the connection is lost, everything
@@ -14,6 +15,7 @@
 
 pub mod archiver;
 pub mod backup_mode;
+pub mod condition;
 pub mod conninfo;
 mod driver;
 mod failure;

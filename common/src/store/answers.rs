@@ -1,4 +1,4 @@
-//! What the store's client keeps to itself: that there was an answer, and its `Retry-After`.
+//! What the store's client keeps to itself: that there was an answer, its `Date`, and its `Retry-After`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,10 +34,15 @@ impl HttpService for Listening {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let answer = self.client.execute(request).await?;
         let status = answer.status().as_u16();
-        let retry_after = answer.headers().get("retry-after").and_then(|value| value.to_str().ok());
+        let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok());
+        let now = Timestamp::now();
+        if let Some(date) = header("date").and_then(moment) {
+            self.health.note_date(date, now);
+        }
+        let retry_after = header("retry-after");
         if !is_failing(status) {
             self.health.note_answer();
-        } else if let Some(pause) = retry_after.and_then(|value| pause(status, value, Timestamp::now())) {
+        } else if let Some(pause) = retry_after.and_then(|value| pause(status, value, now)) {
             self.health.note_pause(pause);
         }
         Ok(answer)
@@ -60,8 +65,12 @@ fn parse(value: &str, now: Timestamp) -> Option<Duration> {
     if let Ok(seconds) = value.parse() {
         return Some(Duration::from_secs(seconds));
     }
-    let moment = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(value).ok()?;
-    Some(Duration::try_from(moment.duration_since(now)).unwrap_or_default())
+    Some(Duration::try_from(moment(value)?.duration_since(now)).unwrap_or_default())
+}
+
+/// A moment as HTTP writes it (RFC 9110, 5.6.7).
+fn moment(value: &str) -> Option<Timestamp> {
+    jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(value).ok()
 }
 
 #[cfg(test)]

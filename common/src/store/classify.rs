@@ -56,6 +56,11 @@ pub(super) fn is_refusal(error: &StoreError) -> bool {
     matches!(error, StoreError::PermissionDenied { .. } | StoreError::Unauthenticated { .. })
 }
 
+/// Whether the credentials are accepted and not allowed to do this, also where that is said of one object among many.
+pub(super) fn lacks_rights(error: &StoreError) -> bool {
+    is_refusal(error) || mentions(&text(error), &RIGHTS_CODES)
+}
+
 /// Whether the store does not know conditional puts.
 pub(super) fn is_not_implemented(error: &StoreError) -> bool {
     matches!(error, StoreError::NotImplemented { .. }) || status(&text(error)) == Some(501)

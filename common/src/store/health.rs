@@ -3,6 +3,8 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use jiff::{SignedDuration, Timestamp};
+
 use crate::error::{Error, Kind};
 
 /// A store that wants to be left alone for longer is asked again all the same: it may have said so to many.
@@ -19,6 +21,7 @@ struct Seen {
     trouble: Option<(Instant, String)>,
     throttled: u64,
     resume: Option<Instant>,
+    clock_ahead: Option<SignedDuration>,
 }
 
 impl Health {
@@ -49,6 +52,18 @@ impl Health {
     pub fn pause(&self) -> Option<Duration> {
         let resume = self.seen(|seen| seen.resume)?;
         resume.checked_duration_since(Instant::now())
+    }
+
+    /// How far the store's clock was ahead of this host's at its last answer, to the second; nothing where answers do not
+    /// tell the time.
+    pub fn clock_ahead(&self) -> Option<SignedDuration> {
+        self.seen(|seen| seen.clock_ahead)
+    }
+
+    /// An answer was dated: a whole second that had begun.
+    pub(super) fn note_date(&self, date: Timestamp, now: Timestamp) {
+        let ahead = date.duration_since(now) + SignedDuration::from_millis(500);
+        self.seen(|seen| seen.clock_ahead = Some(ahead));
     }
 
     pub(super) fn note_pause(&self, pause: Duration) {
@@ -96,6 +111,18 @@ mod tests {
         health.note_success();
         assert_eq!((health.trouble(), health.throttled()), (None, 1));
         assert!(health.last_success().is_some() && health.last_answer().is_some());
+    }
+
+    #[test]
+    fn the_stores_clock_is_that_of_its_last_answer() {
+        let health = Health::default();
+        assert_eq!(health.clock_ahead(), None);
+        let now: Timestamp = "2026-11-22T12:00:00.5Z".parse().unwrap();
+        for (date, ahead) in [("2026-11-22T12:00:00Z", 0), ("2026-11-22T12:05:00Z", 300), ("2026-11-22T11:59:00Z", -60)]
+        {
+            health.note_date(date.parse().unwrap(), now);
+            assert_eq!(health.clock_ahead().map(|ahead| ahead.as_secs()), Some(ahead), "{date}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod delete;
 mod directory;
 mod health;
 mod open;
+mod rights;
 mod upload;
 
 use std::ops::Range;

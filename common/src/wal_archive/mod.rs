@@ -172,6 +172,12 @@ impl WalArchive {
     }
 }
 
+/// Takes note of what was found out just now about a store's conditional puts.
+pub fn note_create_only(memory: &HostMemory, store: &Store, found: CreateOnly) {
+    memory.note(CREATE_ONLY_FACT, store.place(), found.as_str());
+    store.set_create_only(found);
+}
+
 /// The clusters that have a folder under the configured name, by system identifier.
 ///
 /// # Errors
