@@ -6,6 +6,7 @@ mod archive_push;
 mod archiving;
 mod backfill;
 mod bad_input;
+mod check;
 mod drill;
 mod expire;
 mod faults;

@@ -109,11 +109,11 @@ pub(super) fn user(data_directory: &Metadata) -> Finding {
 fn same_user(me: u32, owner: u32, accounts: &Accounts) -> Finding {
     let word = |number: u32| name(&accounts.users, number).map_or_else(|| number.to_string(), str::to_owned);
     if me == owner {
-        return Finding::passed(AREA, "user", format!("running as {}, as PostgreSQL does", word(me)));
+        return Finding::passed(Area::PostgreSQL, "user", format!("running as {}, as PostgreSQL does", word(me)));
     }
     let text =
         format!("running as {}, but PostgreSQL runs as {}: what is found may not hold for it", word(me), word(owner));
-    Finding::warning(AREA, "user", text, format!("sudo -u {} basebackup check", word(owner)))
+    Finding::warning(Area::PostgreSQL, "user", text, format!("sudo -u {} basebackup check", word(owner)))
 }
 
 /// Whether what destroys the data directory's disk would destroy the repository too.
@@ -127,7 +127,7 @@ pub(super) fn apart(config: &Config, data_directory: &Path, tablespaces: &[PathB
     let place = directory.display();
     Some(match shared {
         Some(shared) => Finding::failed(
-            AREA,
+            Area::Repository,
             "other_disk",
             format!(
                 "the repository \"{place}\" is on the file system of \"{}\": both are lost together",
@@ -135,9 +135,11 @@ pub(super) fn apart(config: &Config, data_directory: &Path, tablespaces: &[PathB
             ),
             "Put the repository on another disk, another host, or into an object store.",
         ),
-        None => {
-            Finding::passed(AREA, "other_disk", format!("\"{place}\" is on another file system than the server's data"))
-        }
+        None => Finding::passed(
+            Area::Repository,
+            "other_disk",
+            format!("\"{place}\" is on another file system than the server's data"),
+        ),
     })
 }
 

@@ -173,15 +173,17 @@ impl<'c> Check<'c> {
         if let Ok(metadata) = std::fs::metadata(&directory) {
             self.found.add([local::user(&metadata)]);
         }
-        let tablespaces: Vec<PathBuf> =
-            server.tablespaces.iter().map(|tablespace| directory.join(&tablespace.location)).collect();
-        self.found.add(local::apart(self.config, &directory, &tablespaces));
         local_data_directory(server).map(Path::to_owned)
     }
 
     /// Tries the repository of a server's cluster as its archiver uses it. None where nothing can be read from it.
     async fn repository_of(&mut self, patient: &Patient) -> Option<WalArchive> {
         let server = &patient.server;
+        if let Some(directory) = &server.settings.data_directory {
+            let tablespaces: Vec<PathBuf> =
+                server.tablespaces.iter().map(|tablespace| directory.join(&tablespace.location)).collect();
+            self.found.add(local::apart(self.config, directory, &tablespaces));
+        }
         let opened = WalArchive::open(self.config, server.system_identifier, self.memory.clone(), PATIENCE);
         let archive = match opened {
             Ok(archive) => archive,

@@ -27,7 +27,6 @@ struct Facts {
     answer: Duration,
     clock_ahead: Option<SignedDuration>,
     may_delete: Option<bool>,
-    is_directory: bool,
 }
 
 /// Tries the store. Whether anything further can be read from it is returned.
@@ -69,7 +68,6 @@ async fn find(store: &Store, memory: &HostMemory) -> Result<Facts> {
         answer,
         clock_ahead: store.health().clock_ahead(),
         may_delete: may_delete(store, memory).await,
-        is_directory: store.directory().is_some(),
     })
 }
 
@@ -121,14 +119,6 @@ impl Facts {
             }
             Finding::passed(AREA, "delete", "these credentials cannot delete: nor can whoever steals them")
         }));
-        if self.is_directory {
-            findings.push(Finding::note(
-                AREA,
-                "delete",
-                "whoever can write to the directory can delete from it; an object store with a lock on its objects cannot \
-                 be emptied from this host",
-            ));
-        }
         findings
     }
 }
@@ -154,7 +144,6 @@ mod tests {
             answer: Duration::from_millis(7),
             clock_ahead: Some(SignedDuration::from_millis(-400)),
             may_delete: Some(false),
-            is_directory: false,
         }
     }
 
@@ -169,7 +158,7 @@ mod tests {
             (Facts { clock_ahead: ahead(-600), ..good() }, Some(("clock", Outcome::Failed))),
             (Facts { clock_ahead: None, ..good() }, None),
             (Facts { may_delete: Some(true), ..good() }, Some(("delete", Outcome::Note))),
-            (Facts { may_delete: None, is_directory: true, ..good() }, Some(("delete", Outcome::Note))),
+            (Facts { may_delete: None, ..good() }, None),
         ] {
             let findings = facts.judge();
             let bad = findings.iter().find(|finding| finding.outcome != Outcome::Passed);
