@@ -45,6 +45,7 @@ ceph ceph-common
 curl curl
 openssl openssl
 strace strace
+faketime faketime
 setpriv util-linux
 patchelf patchelf
 file file
