@@ -1,7 +1,7 @@
 //! What was found: one line for each thing that was tested, and the figures beside it.
 
 use serde::Serialize;
-use walkeep_common::error::Error;
+use walkeep_common::error::{Error, Kind};
 
 /// What came out of one test, from good to bad.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -80,8 +80,12 @@ impl Finding {
 
     /// A failure in its own words.
     pub(super) fn of_error(area: Area, check: &'static str, error: &Error) -> Self {
-        let fix = error.hint_text().map(str::to_owned);
-        Self { outcome: Outcome::Failed, fix, ..Self::passed(area, check, error.to_string()) }
+        let fix = error.hint_text().unwrap_or(match error.kind() {
+            Kind::Damaged | Kind::Conflict => "basebackup verify --all --wal names all damage",
+            Kind::Unavailable => "basebackup check tries again; if it lasts, the log of whoever says so has more",
+            _ => "Correct what the message says, and run basebackup check again.",
+        });
+        Self::failed(area, check, error.to_string(), fix)
     }
 }
 

@@ -4,6 +4,7 @@
 //! Facts are gathered by one module for each area and judged by pure functions in it; [`report`] prints what was found.
 //! Nothing is deleted, and what is written is one small object a day among the probes.
 
+mod acknowledged;
 mod args;
 mod command;
 mod finding;
@@ -13,6 +14,7 @@ mod queue;
 mod recovery;
 mod releases;
 mod report;
+mod repository;
 mod round_trip;
 mod settings;
 mod store;
@@ -27,7 +29,6 @@ use walkeep_common::config::Config;
 use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::host_memory::HostMemory;
 use walkeep_common::retry::Patience;
-use walkeep_common::store::Store;
 use walkeep_common::wal::segment::Timeline;
 use walkeep_common::wal_archive::WalArchive;
 
@@ -36,12 +37,12 @@ use self::command::Surroundings;
 pub use self::finding::{Area, Finding, Findings, Limits, Measure, Outcome};
 use self::recovery::Ages;
 use self::report::Report;
-use crate::catalog::{Catalog, archives};
+use crate::catalog::Catalog;
 use crate::drill;
 use crate::list::segment_size;
 use crate::output::{print, print_json};
 use crate::session::Session;
-use crate::session::archiver::{Archiver, local_data_directory};
+use crate::session::archiver::local_data_directory;
 use crate::session::conninfo::{ConnectionParameters, Environment};
 use crate::session::preflight;
 use crate::session::server::Server;
@@ -151,7 +152,7 @@ impl<'c> Check<'c> {
         self.found.add([Finding::passed(Area::PostgreSQL, "connection", format!("connected to {}", session.target()))]);
         let data_directory = self.data_directory(&server, session.target());
         self.found.add(settings::judge(&server, &condition, Timestamp::now()));
-        let mut can_archive = server.archives();
+        let mut can_archive = server.archives() && condition.may_switch_wal;
         if let Some(directory) = &data_directory {
             let surroundings = Surroundings::of_server(directory);
             let programs = programs::judge(&server, &condition.restore_command, &surroundings, self.config).await;
@@ -165,6 +166,8 @@ impl<'c> Check<'c> {
     fn data_directory(&mut self, server: &Server, target: &str) -> Option<PathBuf> {
         let directory = match preflight::data_directory(server, target) {
             Ok((directory, _)) => directory.to_owned(),
+            // That the role may not see it is among its missing rights.
+            Err(_) if server.settings.data_directory.is_none() => return None,
             Err(error) => {
                 self.found.add([Finding::of_error(Area::PostgreSQL, "data_directory", &error)]);
                 return None;
@@ -174,70 +177,6 @@ impl<'c> Check<'c> {
             self.found.add([local::user(&metadata)]);
         }
         local_data_directory(server).map(Path::to_owned)
-    }
-
-    /// Tries the repository of a server's cluster as its archiver uses it. None where nothing can be read from it.
-    async fn repository_of(&mut self, patient: &Patient) -> Option<WalArchive> {
-        let server = &patient.server;
-        if let Some(directory) = &server.settings.data_directory {
-            let tablespaces: Vec<PathBuf> =
-                server.tablespaces.iter().map(|tablespace| directory.join(&tablespace.location)).collect();
-            self.found.add(local::apart(self.config, directory, &tablespaces));
-        }
-        let opened = WalArchive::open(self.config, server.system_identifier, self.memory.clone(), PATIENCE);
-        let archive = match opened {
-            Ok(archive) => archive,
-            Err(error) => {
-                self.found.add([Finding::of_error(Area::Repository, "access", &error)]);
-                return None;
-            }
-        };
-        let (size, major) = (server.settings.segment_size, server.version.major());
-        if let Err(error) = archive.prepare_to_write(Some(size), Some(major)).await {
-            self.found.add([Finding::of_error(Area::Repository, "access", &error)]);
-            return (error.kind() != Kind::Unavailable && archive.identity().await.is_ok_and(|found| found.is_some()))
-                .then_some(archive);
-        }
-        store::judge(archive.store(), &self.memory, &mut self.found).await.then_some(archive)
-    }
-
-    /// Tries the repository alone, and returns the cluster that is asked for, or the one with the newest backup.
-    async fn repository(&mut self) -> Option<WalArchive> {
-        match Store::open(self.config, PATIENCE) {
-            Ok(store) => {
-                if !store::judge(&store, &self.memory, &mut self.found).await {
-                    return None;
-                }
-            }
-            Err(error) => {
-                self.found.add([Finding::of_error(Area::Repository, "access", &error)]);
-                return None;
-            }
-        }
-        match self.newest_cluster().await {
-            Ok(archive) => archive,
-            Err(error) => {
-                self.found.add([Finding::of_error(Area::Repository, "cluster", &error)]);
-                None
-            }
-        }
-    }
-
-    async fn newest_cluster(&mut self) -> Result<Option<WalArchive>> {
-        let mut clusters = Vec::new();
-        for archive in archives(self.config, self.args.system_identifier, PATIENCE).await? {
-            let catalog = Catalog::load(&archive).await?;
-            clusters.push((catalog.backups.last().map(|backup| backup.stop_time), archive));
-        }
-        let count = clusters.len();
-        let newest = clusters.into_iter().max_by_key(|(newest, _)| *newest).map(|(_, archive)| archive);
-        if let Some(archive) = newest.as_ref().filter(|_| count > 1) {
-            let identifier = archive.layout().system_identifier();
-            let text =
-                format!("{count} clusters are stored here; this is about the one with the newest backup, {identifier}");
-            self.found.add([Finding::note(Area::Repository, "cluster", text)]);
-        }
-        Ok(newest)
     }
 
     /// Tries the way from the server to the repository and back.
@@ -268,7 +207,8 @@ impl<'c> Check<'c> {
             Some(patient) if patient.server.archives() => Some(patient.session.archiver(&patient.server).await?),
             _ => None,
         };
-        let acknowledged = acknowledged(patient, archiver.as_ref());
+        let data_directory = patient.and_then(|patient| patient.data_directory.as_deref());
+        let acknowledged = archiver.map(|archiver| acknowledged::segments(data_directory, &archiver));
         let catalog = Catalog::load(archive).await?;
         let now = Timestamp::now();
         let size = match patient {
@@ -280,7 +220,7 @@ impl<'c> Check<'c> {
             let timeline = patient.map(|patient| patient.server.timeline).or_else(|| inventory.newest_timeline());
             let timeline = timeline.unwrap_or(Timeline(1));
             if let Some(acknowledged) = &acknowledged {
-                self.found.add(round_trip::missing(acknowledged, timeline, &inventory));
+                self.found.add(acknowledged::missing(acknowledged, timeline, &inventory));
             }
             if patient.is_none_or(|patient| patient.server.in_recovery) {
                 self.found.add([round_trip::newest(archive, timeline, &inventory).await]);
@@ -328,13 +268,6 @@ impl<'c> Check<'c> {
             (_, Outcome::Failed) => FAILED,
         })
     }
-}
-
-fn acknowledged(
-    patient: Option<&Patient>,
-    archiver: Option<&Archiver>,
-) -> Option<std::collections::BTreeSet<walkeep_common::wal::segment::SegmentName>> {
-    Some(round_trip::acknowledged(patient?.data_directory.as_deref(), archiver?))
 }
 
 #[cfg(test)]

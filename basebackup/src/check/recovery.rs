@@ -18,6 +18,8 @@ use crate::list::{Window, time, windows};
 const AREA: Area = Area::Recovery;
 /// A backup that was begun so long ago is not being taken any more.
 const DEAD_AFTER: f64 = 48.0 * 3600.0;
+/// Enough to see whether an object can be read at all.
+const FIRST_BYTES: u64 = 4096;
 const TAKE: &str = "basebackup take";
 
 /// How old what is stored may be.
@@ -186,7 +188,7 @@ pub(super) async fn objects(archive: &WalArchive, catalog: &Catalog) -> Result<V
         )]);
     }
     if let Some(pack) = oldest.packs.first() {
-        let _ = store.read_range(&layout.backup_object(&oldest.id, &pack.name), 0..1).await?;
+        let _ = store.read_range(&layout.backup_object(&oldest.id, &pack.name), 0..FIRST_BYTES).await?;
     }
     Ok(vec![Finding::passed(
         AREA,
@@ -198,3 +200,6 @@ pub(super) async fn objects(archive: &WalArchive, catalog: &Catalog) -> Result<V
 fn since(then: Timestamp, now: Timestamp) -> f64 {
     now.duration_since(then).as_secs_f64().max(0.0)
 }
+
+#[cfg(test)]
+mod tests;
