@@ -38,7 +38,6 @@ pub use self::finding::{Area, Finding, Findings, Limits, Measure, Outcome};
 use self::recovery::Ages;
 use self::report::Report;
 use crate::catalog::Catalog;
-use crate::drill;
 use crate::list::segment_size;
 use crate::output::{print, print_json};
 use crate::session::Session;
@@ -46,6 +45,7 @@ use crate::session::archiver::local_data_directory;
 use crate::session::conninfo::{ConnectionParameters, Environment};
 use crate::session::preflight;
 use crate::session::server::Server;
+use crate::status::drills::Drills;
 
 /// How long a request is tried again: whoever waits for the result wants to know that the store does not answer.
 const PATIENCE: Patience = Patience::For(Duration::from_secs(10));
@@ -230,7 +230,7 @@ impl<'c> Check<'c> {
         let ages = Ages { backup: self.args.max_backup_age, drill: self.args.max_drill_age };
         recovery::backups(&catalog, ages, now, &mut self.found);
         self.found.add(recovery::objects(archive, &catalog).await?);
-        let last = drill::last(archive).await?;
+        let last = Drills::look(archive).await?.last;
         recovery::drill(last.as_ref(), ages.drill, now, &mut self.found);
         Ok(())
     }

@@ -8,9 +8,8 @@ use walkeep_common::lsn::Lsn;
 use walkeep_common::wal::segment::{SegmentName, SegmentSize, Timeline, segment_of, segment_start};
 
 use super::finding::{Area, Finding, Findings, Limits, Outcome};
-use crate::drill::seconds;
 use crate::list::time;
-use crate::output::bytes;
+use crate::output::{bytes, seconds};
 use crate::session::archiver::{Archiver, WalSpace, wal_space};
 use crate::session::server::Server;
 

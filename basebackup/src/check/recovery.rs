@@ -12,8 +12,9 @@ use walkeep_common::wal_archive::inventory::Inventory;
 
 use super::finding::{Area, Finding, Findings, Limits, Outcome};
 use crate::catalog::Catalog;
-use crate::drill::{Performed, seconds};
 use crate::list::{Window, time, windows};
+use crate::output::seconds;
+use crate::status::drills::{DrillSummary, DrillVerdict};
 
 const AREA: Area = Area::Recovery;
 /// A backup that was begun so long ago is not being taken any more.
@@ -89,7 +90,7 @@ fn bad_pages(backup: &Backup) -> Option<Finding> {
 }
 
 /// Judges the last drill.
-pub(super) fn drill(last: Option<&Performed>, limit: Duration, now: Timestamp, found: &mut Findings) {
+pub(super) fn drill(last: Option<&DrillSummary>, limit: Duration, now: Timestamp, found: &mut Findings) {
     const FIX: &str = "basebackup drill";
     let limits = Limits::below(Some(limit.as_secs_f64()), None);
     let Some(last) = last else {
@@ -99,7 +100,7 @@ pub(super) fn drill(last: Option<&Performed>, limit: Duration, now: Timestamp, f
     let age = since(last.finished, now);
     found.measure("drill_age", age, "s", limits);
     let text = format!("the last drill, {} ago,", seconds(age));
-    found.add([if !last.passed {
+    found.add([if last.verdict == DrillVerdict::Failed {
         let problem = last.problem.as_ref().map(|problem| format!(": {problem}")).unwrap_or_default();
         Finding::failed(AREA, "drill", format!("{text} failed{problem}"), FIX)
     } else if limits.judge(age) == Outcome::Warning {

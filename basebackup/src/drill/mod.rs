@@ -30,7 +30,6 @@ use walkeep_common::wal_object::header::FORMAT_VERSION;
 use self::binaries::Binaries;
 use self::checks::{Access, Checks, Outcome};
 use self::isolation::{Isolation, write_configuration};
-pub(crate) use self::record::seconds;
 use self::record::{Phase, Record, Verdict};
 use self::scratch::Scratch;
 use self::server::{Server, Wait, complaints, control_setting, keep_log, last_lines, stopped_at};
@@ -109,30 +108,6 @@ pub struct DrillArgs {
     /// Print this help
     #[arg(long, action = clap::ArgAction::Help)]
     help: Option<bool>,
-}
-
-/// A drill that was performed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Performed {
-    /// When it ended.
-    pub(crate) finished: Timestamp,
-    /// Whether it was passed.
-    pub(crate) passed: bool,
-    /// Why not, before any check could say.
-    pub(crate) problem: Option<String>,
-}
-
-/// The last drill, if there was one.
-///
-/// # Errors
-/// `Refused` or `Unavailable`.
-pub(crate) async fn last(archive: &WalArchive) -> Result<Option<Performed>> {
-    let record = Record::earlier(archive).await?.pop();
-    Ok(record.map(|record| Performed {
-        finished: record.finished,
-        passed: record.verdict == Verdict::Passed,
-        problem: record.problem,
-    }))
 }
 
 /// Which backup.

@@ -13,38 +13,38 @@ const READ: usize = 10;
 
 /// What a monitor must know of a drill; its record has more.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct DrillSummary {
-    pub(super) id: BackupId,
-    pub(super) verdict: DrillVerdict,
-    pub(super) problem: Option<String>,
-    pub(super) finished: Timestamp,
-    pub(super) host: String,
-    pub(super) backup: Option<BackupId>,
-    pub(super) target: String,
-    pub(super) rto_seconds: Option<f64>,
-    pub(super) rpo_seconds: Option<f64>,
+pub(crate) struct DrillSummary {
+    pub(crate) id: BackupId,
+    pub(crate) verdict: DrillVerdict,
+    pub(crate) problem: Option<String>,
+    pub(crate) finished: Timestamp,
+    pub(crate) host: String,
+    pub(crate) backup: Option<BackupId>,
+    pub(crate) target: String,
+    pub(crate) rto_seconds: Option<f64>,
+    pub(crate) rpo_seconds: Option<f64>,
 }
 
 /// What came out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum DrillVerdict {
+pub(crate) enum DrillVerdict {
     Passed,
     Failed,
 }
 
 /// The last drill, and the last one that was passed if it is among the newest few.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub(super) struct Drills {
+pub(crate) struct Drills {
     #[serde(rename = "last_drill")]
-    pub(super) last: Option<DrillSummary>,
+    pub(crate) last: Option<DrillSummary>,
     #[serde(rename = "last_passed_drill")]
-    pub(super) last_passed: Option<DrillSummary>,
+    pub(crate) last_passed: Option<DrillSummary>,
 }
 
 impl Drills {
     /// Lists the records and reads the newest, further back only until one says "passed".
-    pub(super) async fn look(archive: &WalArchive) -> Result<Self> {
+    pub(crate) async fn look(archive: &WalArchive) -> Result<Self> {
         let mut listed = archive.store().list(&archive.layout().drills_folder()).await?;
         listed.sort_by(|a, b| (a.modified, &a.key).cmp(&(b.modified, &b.key)));
         let mut drills = Self::default();

@@ -5,7 +5,7 @@
 //! What could not be found out is said to be unknown: an old figure never stands in for it.
 
 mod archived;
-mod drills;
+pub(crate) mod drills;
 mod file;
 mod prometheus;
 mod server;

@@ -72,7 +72,17 @@ fn a_backup_must_be_there_be_young_and_be_whole() {
 fn a_drill_must_have_been_passed_lately() {
     let limit = Duration::from_secs(8 * 86_400);
     let judged = |last: Option<(i64, bool)>| {
-        let last = last.map(|(second, passed)| Performed { finished: at(second), passed, problem: None });
+        let last = last.map(|(second, passed)| DrillSummary {
+            id: "20261122T100000Z-0001".parse().unwrap(),
+            verdict: if passed { DrillVerdict::Passed } else { DrillVerdict::Failed },
+            problem: None,
+            finished: at(second),
+            host: "a".to_owned(),
+            backup: None,
+            target: "latest".to_owned(),
+            rto_seconds: None,
+            rpo_seconds: None,
+        });
         let mut found = Findings::default();
         drill(last.as_ref(), limit, at(10 * 86_400), &mut found);
         found.outcome()
