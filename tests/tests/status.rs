@@ -374,8 +374,18 @@ fn the_fields_of_the_json_are_these() {
         "awaited",
     ];
     assert_eq!(names(&cluster["timelines"][0]), set(&expected));
-    let expected =
-        ["timeline", "first_backup", "from_lsn", "from_time", "to_lsn", "to_time", "last_segment", "hole", "awaited"];
+    let expected = [
+        "timeline",
+        "first_backup",
+        "from_lsn",
+        "from_time",
+        "to_lsn",
+        "to_time",
+        "last_segment",
+        "hole",
+        "expired",
+        "awaited",
+    ];
     assert_eq!(names(&cluster["windows"][0]), set(&expected));
     let expected = [
         "problem",
@@ -494,11 +504,11 @@ fn what_a_status_costs_does_not_grow_with_drills_and_segments() {
         requests.sort();
         requests
     };
-    // The clusters, the backups, the drills and the WAL are listed; backup.json, the newest drill's record and the header of
+    // The clusters, the backups, the drills, the WAL and the records of what was removed are listed; backup.json, the newest drill's record and the header of
     // the last segment are read.
     let few = cost();
-    assert_eq!(few, ["GET"; 7], "{:#?}", proxy.requests());
-    assert_eq!(proxy.requests().iter().filter(|request| request.path.contains("list-type=2")).count(), 4);
+    assert_eq!(few, ["GET"; 8], "{:#?}", proxy.requests());
+    assert_eq!(proxy.requests().iter().filter(|request| request.path.contains("list-type=2")).count(), 5);
     archive(&server, 12);
     let record = repository.read(repository.objects().iter().find(|key| key.contains("/drills/")).unwrap());
     let key = repository.objects().into_iter().find(|key| key.contains("/drills/")).unwrap();

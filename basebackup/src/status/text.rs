@@ -175,6 +175,9 @@ fn window(status: &WindowStatus) -> String {
     if let Some(hole) = &window.hole {
         let _ = write!(text, ", then a HOLE: {hole} is missing");
     }
+    if window.expired.is_some() {
+        text.push_str("; later WAL was removed by basebackup expire");
+    }
     text
 }
 
