@@ -81,7 +81,8 @@ pub(super) fn done(plan: &Plan, done: &Done) -> String {
 }
 
 fn kept(kept: &Kept) -> Vec<String> {
-    let mut reasons: Vec<String> = kept.reasons.iter().map(reason).collect();
+    let is_said = |reason: &&Reason| **reason != Reason::NewestSound || !kept.reasons.contains(&Reason::Newest);
+    let mut reasons: Vec<String> = kept.reasons.iter().filter(is_said).map(reason).collect();
     if let Some(problem) = &kept.problem {
         reasons.push(format!("CANNOT BE RESTORED: {problem}"));
     }
