@@ -262,6 +262,7 @@ fn backup(packs: &[Vec<u8>], index: &[u8], manifest: &[u8]) -> Backup {
         manifest: stored(manifest),
         configuration: None,
         kept_wal: Vec::new(),
+        restore_point: None,
         version: "0.1.0".to_owned(),
         annotations: BTreeMap::from([("ticket".to_owned(), "OPS-7".to_owned())]),
     }

@@ -8,6 +8,7 @@
 //! - [`archiver`]: how the server's archiver is doing.
 //! - [`condition`]: what only a doctor asks.
 //! - [`backup_mode`]: `pg_backup_start` to `pg_backup_stop`.
+//! - [`restore_point`]: a name in the WAL behind a backup.
 //!
 //! A backup lives and dies with its session, so a [`Session`] never reconnects: once the connection is lost, everything
 //! fails at once. Dropping it closes the socket, whatever the server is busy with. What to do is decided by SQLSTATE and
@@ -23,6 +24,7 @@ pub mod inspection;
 mod pooling;
 pub mod preflight;
 pub mod relations;
+pub mod restore_point;
 pub mod server;
 mod tls;
 

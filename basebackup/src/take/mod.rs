@@ -30,7 +30,7 @@ use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::host_memory::HostMemory;
 use walkeep_common::lsn::Lsn;
 use walkeep_common::postgres::control::{ControlFile, read_bytes};
-use walkeep_common::repository::backup::{Backup, BadPage};
+use walkeep_common::repository::backup::{Backup, BadPage, RestorePoint};
 use walkeep_common::repository::layout::BackupId;
 use walkeep_common::retry::Patience;
 use walkeep_common::store::Store;
@@ -50,7 +50,7 @@ use crate::files::settle::PageChecks;
 use crate::interrupt::interrupted;
 use crate::meter::{Meter, Pace, Requests};
 use crate::output::{Format, bytes, print, print_json};
-use crate::session::backup_mode::{Backup as BackupMode, Stopped, check_label};
+use crate::session::backup_mode::{Backup as BackupMode, Started, Stopped, check_label};
 use crate::session::conninfo::{ConnectionParameters, Environment};
 use crate::session::server::Server;
 use crate::session::{Session, preflight, relations};
@@ -170,7 +170,8 @@ async fn run(args: &TakeArgs, config: &Config, reporter: Reporter, progress: &Pr
     listing.add(job.last_pack(&pipeline, &scan, listing.next_pack()?, control_bytes, &stopped).await?)?;
 
     name_relations(&session, &parameters, listing.bad_pages()).await;
-    let backup = job.complete(Facts { started, stopped, scan: &scan }, listing).await?;
+    let restore_point = restore_point(&session, &id, &started, reporter).await;
+    let backup = job.complete(Facts { started, stopped, scan: &scan, restore_point }, listing).await?;
     session.close().await;
     Ok(backup)
 }
@@ -185,6 +186,23 @@ async fn name_relations(session: &Session, parameters: &ConnectionParameters, pa
     for page in pages {
         page.relation = names.get(&page.file).cloned();
     }
+}
+
+/// Writes the restore point that drills look for. Behind the backup's end, so that a drill which finds it has replayed more
+/// WAL than the backup itself needs, and recovery can stop at it. The backup is none the worse without.
+async fn restore_point(
+    session: &Session,
+    id: &BackupId,
+    started: &Started,
+    reporter: Reporter,
+) -> Option<RestorePoint> {
+    if started.from_standby {
+        return None;
+    }
+    session.create_restore_point(format!("walkeep-{id}")).await.unwrap_or_else(|error| {
+        reporter.error(Severity::Warning, &error.context("the backup has no restore point"));
+        None
+    })
 }
 
 /// Reports every problem; the last one is the error.

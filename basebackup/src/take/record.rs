@@ -2,7 +2,7 @@
 
 use walkeep_common::cli::{Severity, host_name};
 use walkeep_common::error::{Error, Kind, Result};
-use walkeep_common::repository::backup::{Backup, Configuration, Owner, StoredObject, Tablespace};
+use walkeep_common::repository::backup::{Backup, Configuration, Owner, RestorePoint, StoredObject, Tablespace};
 use walkeep_common::wal::history::TimelineHistory;
 use walkeep_common::wal_object::header::FORMAT_VERSION;
 
@@ -23,6 +23,7 @@ pub(super) struct Facts<'f> {
     pub(super) started: Started,
     pub(super) stopped: Stopped,
     pub(super) scan: &'f Scan,
+    pub(super) restore_point: Option<RestorePoint>,
 }
 
 /// The objects beside the packs.
@@ -51,7 +52,7 @@ impl Job<'_> {
         needed: &NeededWal,
         objects: Objects,
     ) -> Result<Backup> {
-        let Facts { started, stopped, scan } = facts;
+        let Facts { started, stopped, scan, restore_point } = facts;
         let root = super::root(scan)?;
         let named = owner::named(&Accounts::read(), root.uid, root.gid);
         let known = |name: String| Some(name).filter(|name| !name.is_empty());
@@ -91,6 +92,7 @@ impl Job<'_> {
             data_checksums: self.server.settings.data_checksums,
             bad_pages: totals.bad_pages,
             files: totals.files,
+            restore_point,
             plain_size: totals.plain_size,
             stored_size: totals.packs.iter().map(|pack| pack.size).sum(),
             packs: totals.packs,

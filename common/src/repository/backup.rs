@@ -98,6 +98,9 @@ pub struct Backup {
     pub bad_pages: Vec<BadPage>,
     /// Members in the packs that are regular files.
     pub files: u64,
+    /// The restore point written right after the end; none on a standby, or where the role may not write one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore_point: Option<RestorePoint>,
     /// Bytes of the files.
     pub plain_size: u64,
     /// Bytes of the packs.
@@ -119,6 +122,15 @@ pub struct Backup {
     /// What the operator noted.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
+}
+
+/// A name in the WAL (`pg_create_restore_point`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestorePoint {
+    /// What `recovery_target_name` compares.
+    pub name: String,
+    /// The end of its record.
+    pub lsn: Lsn,
 }
 
 /// A tablespace outside the data directory.

@@ -65,6 +65,7 @@ fn backup(timeline: u32, number: u8) -> Backup {
         manifest: object("b"),
         configuration: None,
         kept_wal: Vec::new(),
+        restore_point: None,
         version: String::new(),
         annotations: BTreeMap::new(),
     }
