@@ -11,6 +11,7 @@ pub(super) struct Binaries {
     directory: PathBuf,
     /// What `postgres --version` says, such as "15.18".
     pub(super) version: String,
+    pub(super) major: u32,
 }
 
 impl Binaries {
@@ -28,7 +29,7 @@ impl Binaries {
         };
         let found = places.into_iter().find_map(|directory| {
             let version = version(&directory.join("postgres"))?;
-            (leading_number(&version) == Some(major)).then_some(Self { directory, version })
+            (leading_number(&version) == Some(major)).then_some(Self { directory, version, major })
         });
         found.ok_or_else(|| {
             Error::new(Kind::Invalid, format!("PostgreSQL {major}, which the backup is of, was not found on this host"))

@@ -1,20 +1,13 @@
 //! What is checked of the restored server.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-use tokio::task::spawn_blocking;
-use walkeep_common::error::{Error, IoContext as _, Kind, Result};
+use walkeep_common::error::{Error, Result};
 
-use super::binaries::Binaries;
-use super::isolation::SESSION;
 use crate::session::Session;
 use crate::session::conninfo::{ConnectionParameters, Host, RootCertificates, SslMode};
-
-/// Lines of a program's output that go into the record.
-const SHOWN_LINES: usize = 10;
 
 /// One check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,10 +44,15 @@ pub(super) type Said = (Outcome, String);
 pub(super) struct Checks(pub(super) Vec<Check>);
 
 impl Checks {
-    /// Makes a check. One that cannot be made because the server is lost fails.
+    /// Makes a check of the server. One that cannot be made, because the server is lost or refuses, fails.
     pub(super) async fn make(&mut self, name: &str, check: impl Future<Output = Result<Said>>) {
         let begun = Instant::now();
-        let (outcome, detail) = check.await.unwrap_or_else(|error| (Outcome::Failed, error.to_string()));
+        let said = check.await.unwrap_or_else(|error| (Outcome::Failed, error.to_string()));
+        self.note(name, begun, said);
+    }
+
+    /// Takes in what a check that began then has said.
+    pub(super) fn note(&mut self, name: &str, begun: Instant, (outcome, detail): Said) {
         let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.0.push(Check { name: name.to_owned(), outcome, detail, milliseconds });
     }
@@ -71,6 +69,8 @@ pub(super) struct Access {
     pub(super) socket: PathBuf,
     pub(super) port: u16,
     pub(super) user: String,
+    /// Of every session, whatever the role or the database sets.
+    pub(super) options: String,
 }
 
 impl Access {
@@ -89,9 +89,20 @@ impl Access {
             root_certificates: RootCertificates::Default(None),
             connect_timeout: Some(std::time::Duration::from_secs(60)),
             application_name: "basebackup drill".to_owned(),
-            startup_options: Some(SESSION.to_owned()),
+            startup_options: Some(self.options.clone()),
         })
         .await
+    }
+
+    /// Connects to a database that is there in any cluster.
+    ///
+    /// # Errors
+    /// As [`Session::connect`].
+    pub(super) async fn connect_to_any(&self) -> Result<Session> {
+        match self.connect("postgres").await {
+            Ok(session) => Ok(session),
+            Err(_) => self.connect("template1").await,
+        }
     }
 }
 
@@ -100,19 +111,24 @@ fn none(found: &[String], well: impl Into<String>, otherwise: Outcome, what: &st
     if found.is_empty() { (Outcome::Passed, well.into()) } else { (otherwise, format!("{what}: {}", found.join(", "))) }
 }
 
-/// Every database is connected to, its catalogs are read, and the file of every relation is there.
+/// Every database is connected to, its catalogs are read, and what they speak of is there.
 ///
 /// # Errors
 /// Whatever is wrong with one.
 pub(super) async fn databases(access: &Access, databases: &[String]) -> Result<Said> {
-    let mut missing = Vec::new();
+    let (mut missing, mut dangling) = (Vec::new(), Vec::new());
     for database in databases {
         let in_it = |error: Error| error.context(format_args!("database \"{database}\""));
         let session = access.connect(database).await.map_err(in_it)?;
         session.read_catalogs().await.map_err(in_it)?;
         let found = session.relations_without_file().await.map_err(in_it)?;
         missing.extend(found.into_iter().map(|relation| format!("{database}.{relation}")));
+        let found = session.dangling_references().await.map_err(in_it)?;
+        dangling.extend(found.into_iter().map(|reference| format!("{reference} in {database}")));
         session.close().await;
+    }
+    if !dangling.is_empty() {
+        return Ok(none(&dangling, "", Outcome::Failed, "missing from the catalogs"));
     }
     let well = format!("{} connected to and their catalogs read: {}", databases.len(), databases.join(", "));
     Ok(none(&missing, well, Outcome::Failed, "relations without a file"))
@@ -136,14 +152,13 @@ pub(super) async fn collations(access: &Access, databases: &[String]) -> Result<
     Ok(none(&found, "versions are those of this host, and no index is invalid", Outcome::Warning, "found"))
 }
 
-/// A file of the operator's: its last query must return a row, and none that begins with false.
+/// SQL of the operator's: its last query must return a row, and none that begins with false.
 ///
 /// # Errors
-/// From the operating system; whatever is wrong with the SQL.
-pub(super) async fn sql(access: &Access, database: &str, file: &Path) -> Result<Said> {
-    let text = std::fs::read_to_string(file).context("read file", file)?;
+/// Whatever is wrong with it.
+pub(super) async fn sql(access: &Access, database: &str, text: &str) -> Result<Said> {
     let session = access.connect(database).await?;
-    let answer = session.run(&text).await;
+    let answer = session.run(text).await;
     session.close().await;
     Ok(match answer? {
         None => (Outcome::Failed, "there is no query in it".to_owned()),
@@ -154,25 +169,45 @@ pub(super) async fn sql(access: &Access, database: &str, file: &Path) -> Result<
     })
 }
 
-/// One of PostgreSQL's own programs, which says what it finds wrong.
+/// What extensions need of this host. Without it the database is whole, but this host cannot serve all of it.
 ///
 /// # Errors
-/// From the operating system.
-pub(super) async fn program(binaries: &Binaries, name: &str, words: &[&str], well: &str) -> Result<Said> {
-    let Some(path) = binaries.program(name) else {
-        return Ok((Outcome::Skipped, format!("{name} is not installed")));
-    };
-    let mut command = Command::new(&path);
-    let _ = command.args(words).env_clear().env("LC_ALL", "C").env("PGOPTIONS", SESSION);
-    let output = spawn_blocking(move || command.output()).await;
-    let output = output.map_err(|error| Error::new(Kind::Internal, "a thread failed").caused_by(error))?;
-    let output = output.context("run", &path)?;
-    if output.status.success() {
-        return Ok((Outcome::Passed, well.to_owned()));
+/// Whatever asking fails with.
+pub(super) async fn extensions(access: &Access, databases: &[String]) -> Result<Said> {
+    let (mut missing, mut count) = (Vec::new(), 0);
+    for database in databases {
+        let session = access.connect(database).await?;
+        count += session.extensions().await?;
+        let found = [session.missing_extensions().await?, session.missing_libraries().await?].concat();
+        missing.extend(found.into_iter().map(|name| format!("{name} of database {database}")));
+        session.close().await;
     }
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
-    let lines: Vec<&str> = said.lines().take(SHOWN_LINES).collect();
-    let is_not_there = said.contains("extension \"amcheck\" is not available");
-    Ok((if is_not_there { Outcome::Skipped } else { Outcome::Failed }, lines.join("\n")))
+    let well = format!("the versions and the libraries of all {count} are installed here");
+    Ok(none(&missing, well, Outcome::Warning, "not installed on this host"))
+}
+
+/// Transactions that somebody must finish in a restored database, and what is empty in it because it is never in a backup.
+///
+/// # Errors
+/// Whatever asking fails with.
+pub(super) async fn left_over(access: &Access, databases: &[String]) -> Result<(Said, Said)> {
+    let (mut unlogged, mut filled) = (Vec::new(), Vec::new());
+    let mut prepared = Vec::new();
+    for (number, database) in databases.iter().enumerate() {
+        let session = access.connect(database).await?;
+        if number == 0 {
+            // Any database shows those of all.
+            prepared = session.prepared_transactions().await?;
+        }
+        unlogged.extend(session.unlogged_tables().await?.into_iter().map(|name| format!("{database}.{name}")));
+        filled.extend(session.filled_unlogged_tables().await?.into_iter().map(|name| format!("{database}.{name}")));
+        session.close().await;
+    }
+    let waiting = none(&prepared, "none is left over", Outcome::Warning, "to be committed or rolled back by hand");
+    let empty = if unlogged.is_empty() {
+        "there are none".to_owned()
+    } else {
+        format!("empty, as after any recovery: {}", unlogged.join(", "))
+    };
+    Ok((waiting, none(&filled, empty, Outcome::Failed, "not emptied by recovery")))
 }

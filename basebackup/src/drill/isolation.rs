@@ -11,7 +11,7 @@ use crate::configuration::syntax::setting_name;
 /// Settings that hold in a drill, with the first major that knows each. Each would otherwise reach out of it: archive into
 /// the archive of the original, follow or hold up its servers, take its slots and subscriptions, run its jobs, or need what
 /// this host does not have.
-const SETTINGS: [(u32, &str, &str); 37] = [
+const SETTINGS: [(u32, &str, &str); 39] = [
     (13, "archive_mode", "off"),
     (13, "archive_command", ""),
     (15, "archive_library", ""),
@@ -22,7 +22,7 @@ const SETTINGS: [(u32, &str, &str); 37] = [
     (17, "sync_replication_slots", "off"),
     (13, "synchronous_standby_names", ""),
     (13, "max_logical_replication_workers", "0"),
-    (13, "shared_preload_libraries", ""),
+    (13, "max_sync_workers_per_subscription", "0"),
     (13, "session_preload_libraries", ""),
     (13, "local_preload_libraries", ""),
     (17, "event_triggers", "off"),
@@ -38,8 +38,8 @@ const SETTINGS: [(u32, &str, &str); 37] = [
     (13, "superuser_reserved_connections", "0"),
     (13, "max_wal_senders", "0"),
     // Room for what a subscriber remembers of its publishers.
-    (13, "max_replication_slots", "200"),
-    (18, "max_active_replication_origins", "200"),
+    (13, "max_replication_slots", "1000"),
+    (18, "max_active_replication_origins", "1000"),
     (13, "autovacuum", "off"),
     (13, "jit", "off"),
     (13, "huge_pages", "off"),
@@ -51,10 +51,30 @@ const SETTINGS: [(u32, &str, &str); 37] = [
     (13, "log_min_messages", "warning"),
     (13, "lc_messages", "C"),
     (13, "external_pid_file", ""),
+    // Libraries that a drill is told to preload start no jobs of their own.
+    (13, "cron.launch_active_jobs", "off"),
+    (13, "timescaledb.max_background_workers", "0"),
 ];
 
-/// What holds whatever the role or the database sets.
-pub(super) const SESSION: &str = "-c session_preload_libraries= -c local_preload_libraries=";
+/// What holds in every session of a drill, whatever the role or the database sets, with the first major that knows it: no
+/// library and no trigger runs unasked, nothing cuts a check short, and nothing hides damage.
+const SESSION: [(u32, &str, &str); 9] = [
+    (13, "session_preload_libraries", ""),
+    (13, "local_preload_libraries", ""),
+    (17, "event_triggers", "off"),
+    (13, "statement_timeout", "0"),
+    (13, "lock_timeout", "0"),
+    (17, "transaction_timeout", "0"),
+    (13, "default_transaction_read_only", "off"),
+    (13, "ignore_checksum_failure", "off"),
+    (13, "zero_damaged_pages", "off"),
+];
+
+/// The options of a session.
+pub(super) fn session_options(major: u32) -> String {
+    let known = SESSION.iter().filter(|(since, ..)| major >= *since);
+    known.map(|(_, name, value)| format!("-c {name}={value}")).collect::<Vec<_>>().join(" ")
+}
 
 /// Whether the server of a drill has a network.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -57,6 +57,9 @@ pub(super) struct Record {
     /// Where it was performed, and by whom.
     pub(super) host: String,
     pub(super) user: String,
+    /// The host's operating system and its size.
+    #[serde(default)]
+    pub(super) environment: String,
     pub(super) version: String,
     /// What was restored.
     pub(super) repository: String,
@@ -64,6 +67,9 @@ pub(super) struct Record {
     pub(super) system_identifier: String,
     pub(super) backup: Option<BackupId>,
     pub(super) selection: String,
+    /// What was drawn at random comes from this.
+    #[serde(default)]
+    pub(super) seed: Option<u32>,
     pub(super) postgresql: Option<String>,
     pub(super) databases: usize,
     pub(super) restored_bytes: u64,
@@ -73,11 +79,16 @@ pub(super) struct Record {
     pub(super) stopped: Option<String>,
     pub(super) replayed_segments: u64,
     pub(super) replayed_bytes: u64,
+    #[serde(default)]
+    pub(super) replayed_segments_per_second: Option<f64>,
     /// The newest commit that was recovered.
     pub(super) last_commit: Option<Timestamp>,
     /// How it was kept apart.
     pub(super) network: Option<String>,
     pub(super) scratch: String,
+    /// Whether it was left there.
+    #[serde(default)]
+    pub(super) kept: bool,
     pub(super) phases: Vec<Phase>,
     pub(super) checks: Vec<Check>,
     /// From the start of the restore to the first connection.
@@ -118,6 +129,20 @@ impl Record {
         Ok(records)
     }
 
+    /// How the backup was chosen.
+    pub(super) fn selected(&self) -> String {
+        let seed = self.seed.map_or_else(String::new, |seed| format!(", seed {seed}"));
+        format!("{}{seed}", self.selection)
+    }
+
+    /// How much WAL, and how fast.
+    pub(super) fn replayed(&self) -> String {
+        let rate = self.replayed_segments_per_second;
+        let rate = rate.map_or_else(String::new, |rate| format!(", {rate:.1} segments a second"));
+        let segments = if self.replayed_segments == 1 { "segment" } else { "segments" };
+        format!("{} {segments}, {}{rate}", self.replayed_segments, bytes(self.replayed_bytes))
+    }
+
     /// For the terminal.
     pub(super) fn to_text(&self) -> String {
         let mut text = String::new();
@@ -129,15 +154,14 @@ impl Record {
             line("Problem", problem.clone());
         }
         if let Some(backup) = &self.backup {
-            line("Backup", format!("{backup} ({}), {} restored", self.selection, bytes(self.restored_bytes)));
+            line("Backup", format!("{backup} ({}), {} restored", self.selected(), bytes(self.restored_bytes)));
         }
         line("Target", self.target.clone());
         if let Some(last) = self.last_commit {
             line("Last commit", time(last));
         }
         if self.replayed_segments > 0 {
-            let (segments, size) = (self.replayed_segments, bytes(self.replayed_bytes));
-            line("Replayed", format!("{segments} segments, {size}"));
+            line("Replayed", self.replayed());
         }
         for phase in &self.phases {
             let note = if phase.counts { "" } else { " (not part of the time to recover)" };
@@ -153,6 +177,18 @@ impl Record {
         }
         text
     }
+}
+
+/// What a drill runs on: operating system, processors, memory.
+pub(super) fn environment() -> String {
+    let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let name = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    let name = name.map_or(std::env::consts::OS, |name| name.trim_matches('"'));
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let memory = memory.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().split(' ').next());
+    let memory = memory.and_then(|kibibytes| kibibytes.parse::<u64>().ok()).unwrap_or(0) << 10;
+    format!("{name}, {}, {processors} processors, {} of memory", std::env::consts::ARCH, bytes(memory))
 }
 
 /// A measure beside what it must not exceed.

@@ -16,6 +16,8 @@ use walkeep_common::postgres::postmaster::PostmasterPid;
 const PREFIX: &str = "walkeep-drill-";
 /// Held locked as long as the drill lives.
 const LOCK: &str = "lock";
+/// How long what is given up may go on writing.
+const LAST_WRITE: Duration = Duration::from_secs(10);
 /// How long a server that lost its drill may take to end.
 const LAST_SERVER: Duration = Duration::from_secs(30);
 
@@ -54,14 +56,34 @@ impl Scratch {
     pub(super) fn data(&self) -> PathBuf {
         self.path.join("data")
     }
+
+    /// What its server says.
+    pub(super) fn log(&self) -> PathBuf {
+        self.path.join("server.log")
+    }
+
+    /// Copies the server's log, if there is one, to where it outlives the drill.
+    ///
+    /// # Errors
+    /// From the operating system.
+    pub(super) fn keep_log(&self, to: &Path) -> Result<()> {
+        if self.log().exists() { fs::copy(self.log(), to).map(drop).context("write file", to) } else { Ok(()) }
+    }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        if !self.keep
+        let begun = Instant::now();
+        // A restore that is given up may still be writing its last file.
+        while !self.keep
             && let Err(error) = fs::remove_dir_all(&self.path)
+            && error.kind() != io::ErrorKind::NotFound
         {
-            tracing::warn!("could not remove \"{}\": {error}", self.path.display());
+            if begun.elapsed() > LAST_WRITE {
+                tracing::warn!("could not remove \"{}\": {error}", self.path.display());
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
         }
     }
 }

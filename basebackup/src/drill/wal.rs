@@ -14,8 +14,13 @@ use tokio::task::JoinHandle;
 use walkeep_common::error::{Error, IoContext as _, Kind, Result};
 use walkeep_common::retry::Patience;
 use walkeep_common::wal::name::WalFileName;
+use walkeep_common::wal::segment::{SegmentName, SegmentSize};
 use walkeep_common::wal_archive::WalArchive;
 
+use super::replay::{ReadAlong, Seen};
+
+/// Segments that are fetched before they are asked for, together.
+const MOST_BYTES_AHEAD: u64 = 64 << 20;
 const QUESTIONS: &str = "questions";
 const ANSWERS: &str = "answers";
 /// An outage shorter than this costs a drill nothing but time.
@@ -38,6 +43,8 @@ pub(super) struct WalServer {
     /// Those that are being fetched.
     ahead: VecDeque<(WalFileName, JoinHandle<Result<bool>>)>,
     most_ahead: usize,
+    size: SegmentSize,
+    read_along: Option<ReadAlong>,
     pub(super) served: Served,
 }
 
@@ -49,15 +56,15 @@ pub(super) struct Served {
 }
 
 impl WalServer {
-    /// Prepares to answer from `archive`; `expected` are the segments that will be asked for, in their order.
+    /// Prepares to answer from `archive`; `expected` are the segments that will be asked for, in their order, without a gap.
     ///
     /// # Errors
     /// From the operating system.
     pub(super) fn new(
         archive: &WalArchive,
         directory: &Path,
-        expected: impl Iterator<Item = WalFileName>,
-        most_ahead: usize,
+        expected: VecDeque<SegmentName>,
+        size: SegmentSize,
     ) -> Result<Self> {
         for name in [QUESTIONS, ANSWERS] {
             let path = directory.join(name);
@@ -71,9 +78,11 @@ impl WalServer {
             archive: archive.with_patience(PATIENCE),
             directory: directory.to_owned(),
             data: directory.join("data"),
-            next: expected.collect(),
+            read_along: expected.front().and_then(|first| Some(ReadAlong::start(first.number(size)?, size))),
+            next: expected.into_iter().map(WalFileName::Segment).collect(),
             ahead: VecDeque::new(),
-            most_ahead,
+            most_ahead: usize::try_from(MOST_BYTES_AHEAD / size.bytes()).unwrap_or(1).max(1),
+            size,
             served: Served::default(),
         })
     }
@@ -141,14 +150,25 @@ impl WalServer {
         };
         if found {
             let (from, to) = (self.place(name), self.data.join(path));
-            let bytes = fs::metadata(&from).context("look at", &from)?.len();
+            let file = File::open(&from).context("open file", &from)?;
             fs::rename(&from, &to).context("rename", &from)?;
-            if matches!(name, WalFileName::Segment(_)) {
+            if let WalFileName::Segment(segment) = name {
                 self.served.segments += 1;
-                self.served.bytes += bytes;
+                self.served.bytes += self.size.bytes();
+                if let (Some(reader), Some(number)) = (&mut self.read_along, segment.number(self.size)) {
+                    reader.take(number, file).await;
+                }
             }
         }
         Ok(found)
+    }
+
+    /// What was found in everything that was served.
+    pub(super) async fn finish(mut self) -> Seen {
+        match self.read_along.take() {
+            Some(reader) => reader.finish().await,
+            None => Seen::default(),
+        }
     }
 
     fn fetch_ahead(&mut self) {

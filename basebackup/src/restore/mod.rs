@@ -61,6 +61,9 @@ use crate::pack::index::IndexEntry;
 /// More jobs than this gain nothing on one host.
 const MOST_JOBS: usize = 8;
 
+/// What a server that recovers has in `pg_wal` at most, with the checkpoints it makes on the way. Its tables may grow too.
+const MOST_WAL_KEPT: u64 = 2 << 30;
+
 /// Everything that is known before anything is written.
 #[derive(Debug)]
 struct Preparation {
@@ -130,8 +133,11 @@ pub(crate) async fn copy(
 ) -> Result<RestoredCopy> {
     let args =
         RestoreArgs { pgdata: Some(directory.join("data")), tablespaces_below: Some(directory.into()), ..args.clone() };
-    let prepared = prepare(&args, config).await?;
-    refuse_too_little(&prepared.spaces)?;
+    let mut prepared = prepare(&args, config).await?;
+    let for_recovery = prepared.plan.wal_bytes().min(MOST_WAL_KEPT) + prepared.plan.backup.plain_size / 10;
+    prepared.spaces.iter_mut().for_each(|space| space.needed += for_recovery);
+    // All of it is in one place.
+    refuse_too_little(&prepared.spaces).map_err(|error| error.hint("Make room, or choose another directory."))?;
     let copy = RestoredCopy { plan: prepared.plan.clone(), archive: prepared.archive.clone() };
     let _ = execute(prepared.into_work(&args)?, reporter, requests).await?;
     Ok(copy)
