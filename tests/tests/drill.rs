@@ -75,17 +75,17 @@ impl Past {
 type Spoil<'s> = &'s dyn Fn(&Repository);
 
 /// A place for drills, and for files of SQL.
-fn place() -> Scratch {
+pub(crate) fn place() -> Scratch {
     Scratch::new("drills")
 }
 
-fn drilling(repository: &Repository, place: &Scratch, words: &[&str]) -> Run {
+pub(crate) fn drilling(repository: &Repository, place: &Scratch, words: &[&str]) -> Run {
     let drill =
         basebackup(repository, &["drill", "--directory"]).arg(place.path()).arg("--pg-bindir").arg(bin_directory());
     drill.args(words).timeout(Duration::from_secs(180))
 }
 
-fn drill(repository: &Repository, words: &[&str]) -> (Finished, Value) {
+pub(crate) fn drill(repository: &Repository, words: &[&str]) -> (Finished, Value) {
     let place = place();
     let drilled = drilling(repository, &place, &[words, &["--format", "json"]].concat()).finish();
     let record = serde_json::from_str(&drilled.stdout).unwrap_or(Value::Null);
@@ -97,13 +97,13 @@ fn is_empty(directory: &Path) -> bool {
     std::fs::read_dir(directory).unwrap().next().is_none()
 }
 
-fn check<'r>(record: &'r Value, name: &str) -> &'r Value {
+pub(crate) fn check<'r>(record: &'r Value, name: &str) -> &'r Value {
     let checks = record["checks"].as_array().unwrap();
     checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("no check {name}: {checks:#?}"))
 }
 
 /// A file with SQL.
-fn sql(place: &Scratch, name: &str, text: &str) -> String {
+pub(crate) fn sql(place: &Scratch, name: &str, text: &str) -> String {
     place.write(name, text);
     place.path().join(name).display().to_string()
 }
@@ -126,6 +126,10 @@ fn a_sound_backup_passes_and_the_record_says_what_was_done() {
         ("databases", "postgres"),
         ("amcheck", "pg_amcheck"),
         ("SQL all.sql", "postgres"),
+        ("restore points", "postgres"),
+        ("extensions", "postgres"),
+        ("prepared transactions", "postgres"),
+        ("unlogged tables", "postgres"),
         ("server log", "postgres"),
         ("page checksums", "pg_checksums"),
     ] {

@@ -8,6 +8,8 @@ mod backfill;
 mod bad_input;
 mod check;
 mod drill;
+mod drill_damage;
+mod drill_isolation;
 mod expire;
 mod faults;
 mod format_recipe;

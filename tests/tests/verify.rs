@@ -10,20 +10,20 @@ use walkeep_tests::run::{Finished, tool};
 use crate::site::{Place, Shared, archiving, basebackup, copy_of, snapshot, take, wait_until_open};
 
 /// A repository with an object of every kind.
-struct Estate {
-    repository: Repository,
+pub(crate) struct Estate {
+    pub(crate) repository: Repository,
     /// Taken from the primary, whose configuration lies elsewhere.
-    first: String,
+    pub(crate) first: String,
     /// Taken from a standby, with its last segment.
-    of_standby: String,
+    pub(crate) of_standby: String,
     /// Taken from the primary once more.
-    second: String,
+    pub(crate) second: String,
     /// Taken on timeline 2.
-    promoted: String,
+    pub(crate) promoted: String,
 }
 
 impl Estate {
-    fn shared() -> Arc<Self> {
+    pub(crate) fn shared() -> Arc<Self> {
         static SHARED: Shared<Estate> = Shared::new();
         SHARED.get(Self::make)
     }
@@ -91,7 +91,7 @@ fn verify(repository: &Repository, words: &[&str]) -> Finished {
 }
 
 /// What was found, by the keys of the objects.
-fn findings(repository: &Repository, words: &[&str]) -> Vec<Value> {
+pub(crate) fn findings(repository: &Repository, words: &[&str]) -> Vec<Value> {
     let verified = verify(repository, &[words, &["--format", "json"]].concat());
     let report: Value = serde_json::from_str(&verified.stdout).unwrap_or_else(|_| panic!("{verified}"));
     let findings = report["clusters"][0]["findings"].as_array().unwrap().clone();
@@ -101,7 +101,7 @@ fn findings(repository: &Repository, words: &[&str]) -> Vec<Value> {
 }
 
 /// A backup as `show` describes it.
-fn show(repository: &Repository, id: &str) -> Value {
+pub(crate) fn show(repository: &Repository, id: &str) -> Value {
     let shown = basebackup(repository, &["show", id, "--format", "json"]).finish();
     serde_json::from_str(&shown.expect_code(0).stdout).unwrap()
 }
@@ -112,7 +112,7 @@ fn age(repository: &Repository) {
     tool("find", [path, "-type", "f", "-exec", "touch", "-d", "7 hours ago", "{}", "+"]);
 }
 
-fn names(finding: &Value, key: &str) -> bool {
+pub(crate) fn names(finding: &Value, key: &str) -> bool {
     finding["object"].as_str().unwrap().ends_with(key)
 }
 
