@@ -143,6 +143,16 @@ fn a_refusal_is_not_repeated_and_not_called_temporary() {
 }
 
 #[test]
+fn a_segment_that_may_not_be_replaced_is_found_to_be_there() {
+    let (repository, proxy, directory) = known_bucket();
+    let [there, missing] = [ours().segments(1)[0], ours().segments(1)[1]];
+    let words = "caller does not have storage.objects.delete access";
+    proxy.add(Rule::all(Fault::s3_error(403, "AccessDenied", words)).method("PUT"));
+    directory.push(&repository, there).finish().expect_silent_success();
+    directory.push(&repository, missing).finish().expect_code(5).expect_stderr(&[words]);
+}
+
+#[test]
 fn an_endpoint_nobody_listens_on_is_an_outage() {
     let (mut repository, _proxy, directory) = known_bucket();
     repository.configure("timeout = 3");

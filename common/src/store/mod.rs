@@ -177,6 +177,12 @@ impl Store {
                 self.put(key, payload, PutMode::Overwrite).await.map_err(|error| self.explain("store", key, &error))?;
                 Ok(Created::New)
             }
+            // Where replacing takes another right than creating, that one is missed before anybody sees that there is no
+            // need for it.
+            Err(error @ object_store::Error::PermissionDenied { .. }) => match self.look(key).await {
+                Ok(Some(_)) => Ok(Created::Exists),
+                _ => Err(self.explain("store", key, &error)),
+            },
             Err(error) => Err(self.explain("store", key, &error)),
             Ok(()) => Ok(Created::New),
         }
