@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::Mode;
 
-use crate::config::Config;
+use crate::config::{Config, home_directory};
 
 /// Small facts in files: what was found out about stores, and when. Without a directory to write to they are kept for
 /// the life of the process.
@@ -121,23 +121,13 @@ fn file_name(fact: &str, subject: &str) -> String {
     format!("{fact}-{}", digest.get(..16).unwrap_or_default())
 }
 
-/// `$XDG_STATE_HOME/walkeep`, else below the user's home directory. PostgreSQL is often started without the user's
-/// environment, so the home directory is the one in the list of users; the data directory is never written to.
+/// `$XDG_STATE_HOME/walkeep`, else below the user's home directory; the data directory is never written to.
 fn own_directory() -> Option<PathBuf> {
     let absolute = |path: PathBuf| Some(path).filter(|path| path.is_absolute());
     let state = std::env::var_os("XDG_STATE_HOME").and_then(|path| absolute(path.into()));
     let own = state.or_else(|| absolute(home_directory()?).map(|home| home.join(".local/state")))?.join("walkeep");
     let inside = std::env::current_dir().is_ok_and(|directory| own.starts_with(directory));
     Some(own).filter(|_| !inside)
-}
-
-/// The sixth field of this user's line in the list of users.
-fn home_directory() -> Option<PathBuf> {
-    let user = rustix::process::geteuid().as_raw().to_string();
-    let users = fs::read_to_string("/etc/passwd").ok()?;
-    let mut lines = users.lines().map(|line| line.split(':').collect::<Vec<_>>());
-    let home = lines.find(|fields| fields.get(2) == Some(&user.as_str()))?.get(5).map(PathBuf::from);
-    home.filter(|home| home.is_dir()).or_else(|| std::env::var_os("HOME").map(PathBuf::from))
 }
 
 fn is_default(spool: &Path) -> bool {

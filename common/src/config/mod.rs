@@ -2,6 +2,7 @@
 
 mod duration;
 mod file;
+mod home;
 mod location;
 mod retention;
 
@@ -11,6 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 pub use duration::parse_duration;
+pub use home::home_directory;
 pub use location::{Location, Scheme};
 pub use retention::{Retention, parse_count};
 

@@ -9,6 +9,8 @@ use async_trait::async_trait;
 use object_store::CredentialProvider;
 use object_store::aws::{AwsCredential, AwsCredentialProvider};
 
+use crate::config::home_directory;
+
 /// The provider for what this host says about credentials; none where `object_store`'s own chain must find them.
 pub(super) fn s3_provider() -> Option<AwsCredentialProvider> {
     let from_file = || profile_credential().map(|_| ());
@@ -71,8 +73,10 @@ fn profile() -> String {
     variable("AWS_PROFILE").unwrap_or_else(|| "default".to_owned())
 }
 
+/// The file that the variable names, else the one in `~/.aws`.
 fn file(name: &str, default: &str) -> Option<PathBuf> {
-    let in_home = || Some(PathBuf::from(variable("HOME")?).join(".aws").join(default));
+    let homes = || [variable("HOME").map(PathBuf::from), home_directory()].into_iter().flatten();
+    let in_home = || homes().map(|home| home.join(".aws").join(default)).find(|path| path.is_file());
     variable(name).map(PathBuf::from).or_else(in_home)
 }
 
