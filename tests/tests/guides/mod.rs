@@ -1,6 +1,7 @@
 //! The guides in `packaging/guides`: every command is run as it stands there, and what they quote was said.
 
 mod document;
+mod monitoring;
 mod moving;
 mod place;
 mod recovery;

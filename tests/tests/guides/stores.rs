@@ -89,8 +89,8 @@ fn expect_forbidden(finished: &Finished) {
 #[test]
 fn each_program_does_its_work_with_its_own_rights_and_no_others() {
     let mut bucket = Bucket::new();
-    let [push, take_, read, drill] =
-        ["s3-archive-push.json", "s3-take.json", "s3-read.json", "s3-drill.json"].map(|name| bucket.user(name));
+    let names = ["archive-push", "take", "read", "drill"];
+    let [push, take_, read, drill] = names.map(|name| bucket.user(&format!("s3-{name}.json")));
 
     // archive-push: the first segment of an empty bucket, and a promotion with what it makes up for.
     let mut server = archiving(bucket.become_user(&push)).configure("wal_keep_size = '256MB'").start();
