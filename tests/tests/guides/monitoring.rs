@@ -1,4 +1,4 @@
-//! Monitoring.
+//! Monitoring and retention.
 
 use std::fs;
 
@@ -31,4 +31,36 @@ fn how_things_stand_is_told_to_people_and_to_monitoring() {
     let mut section = Section::read("monitoring.md", "From another host");
     section.run(&place);
     section.end();
+}
+
+#[test]
+fn what_is_kept_follows_the_guide() {
+    let mut place = Place::new();
+    for _ in 0..3 {
+        place.sh("basebackup take").expect_code(0);
+    }
+    let mut section = Section::read("retention.md", "Say what to keep");
+    let lines = section.next("toml");
+    place.sh(&format!("cat >>/etc/walkeep/walkeep.toml <<'END'\n{lines}END")).expect_code(0);
+    section.end();
+
+    let mut section = Section::read("retention.md", "Look first");
+    let said = section.run(&place);
+    section.expect_of(&place, &said);
+    section.end();
+
+    let mut section = Section::read("retention.md", "Let it run");
+    section.run(&place);
+    section.end();
+
+    let list = place.sh("basebackup list --format json").stdout;
+    let list: serde_json::Value = serde_json::from_str(&list).unwrap();
+    let id = list.pointer("/clusters/0/backups/0/id").and_then(|id| id.as_str()).unwrap_or_else(|| panic!("{list:#}"));
+    place.set("ID", id);
+    let mut section = Section::read("retention.md", "Keep one, or drop one");
+    let said = section.run(&place);
+    section.expect_of(&place, &said);
+    section.run(&place);
+    section.end();
+    assert!(!place.repository.objects().iter().any(|key| key.contains(&format!("/base/{id}/"))));
 }

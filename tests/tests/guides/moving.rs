@@ -8,6 +8,7 @@ use std::thread;
 use walkeep_tests::cluster::{Cluster, StopMode};
 use walkeep_tests::repository::Repository;
 use walkeep_tests::scratch::Scratch;
+use walkeep_tests::wait::{SOON, try_until};
 
 use super::document::Section;
 use super::place::Place;
@@ -84,7 +85,9 @@ fn a_standby_archives_beside_a_primary_that_knows_nothing_of_it() {
         // A standby gets the end of its backup archived when the primary has written on.
         scope.spawn(|| {
             while !is_taken.load(Ordering::Relaxed) {
-                place.server.finish_segment();
+                let name = format!("{}.zst", place.server.finish_segment());
+                let is_archived = || place.repository.objects().iter().any(|key| key.ends_with(&name));
+                try_until(SOON, || (is_archived() || is_taken.load(Ordering::Relaxed)).then_some(()));
             }
         });
         let _done = Done(&is_taken);

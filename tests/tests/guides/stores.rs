@@ -89,8 +89,8 @@ fn expect_forbidden(finished: &Finished) {
 #[test]
 fn each_program_does_its_work_with_its_own_rights_and_no_others() {
     let mut bucket = Bucket::new();
-    let names = ["archive-push", "take", "read", "drill"];
-    let [push, take_, read, drill] = names.map(|name| bucket.user(&format!("s3-{name}.json")));
+    let names = ["archive-push", "take", "read", "drill", "expire"];
+    let [push, take_, read, drill, expire] = names.map(|name| bucket.user(&format!("s3-{name}.json")));
 
     // archive-push: the first segment of an empty bucket, and a promotion with what it makes up for.
     let mut server = archiving(bucket.become_user(&push)).configure("wal_keep_size = '256MB'").start();
@@ -134,6 +134,20 @@ fn each_program_does_its_work_with_its_own_rights_and_no_others() {
     drilled.expect_code(0);
     assert!(drilled.stderr.is_empty(), "{drilled}");
     bucket.expect_harmless(&drill, &bucket.keys("/drills/"));
+
+    // Expiring, which deletes backups and WAL, and nothing else.
+    bucket.become_user(&take_);
+    let newer = take(&bucket.repository, &server);
+    bucket.become_user(&expire);
+    basebackup(&bucket.repository, &["pin", &newer]).finish().expect_code(0);
+    basebackup(&bucket.repository, &["expire", "--keep-full", "1"]).finish().expect_code(0);
+    let left = bucket.keys("/base/");
+    assert!(left.iter().all(|key| key.contains(&newer)), "{left:#?}");
+    bucket.expect_harmless(
+        &expire,
+        &[bucket.keys("/drills/"), bucket.keys("identity.json"), bucket.keys("/expire/")].concat(),
+    );
+    bucket.expect_unwritable(&expire, &bucket.keys("/wal/"));
 }
 
 /// Makes the server a standby of nobody, and a primary again: on a new timeline, whose history it archives.
