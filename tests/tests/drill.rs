@@ -176,9 +176,30 @@ fn every_selection_and_target_is_reached() {
         assert_eq!(record["verdict"], "passed", "{words:?}: {record:#}");
         assert!(backup.is_none_or(|backup| record["backup"] == backup.as_str()), "{record:#}");
     }
+    // What was drawn can be drawn again.
+    let drawn = |words: &[&str]| drill(&repository, &[&["random", "--target", "random"], words].concat()).1;
+    let first = drawn(&[]);
+    let again = drawn(&["--seed", &first["seed"].to_string()]);
+    assert_eq!((&first["backup"], &first["target"]), (&again["backup"], &again["target"]));
+    // The point behind a backup says which backup is meant.
+    let (_, record) = drill(&repository, &["--target", &format!("walkeep-{}", past.first)]);
+    assert_eq!((&record["verdict"], &record["backup"]), (&"passed".into(), &past.first.as_str().into()), "{record:#}");
     let (drilled, record) = drill(&repository, &["--target", "no such point"]);
     drilled.expect_code(4);
     assert_eq!(record["verdict"], "failed");
+}
+
+#[test]
+fn a_comparison_that_takes_too_long_is_ended_and_a_library_preloaded_on_request_alone() {
+    let past = Past::shared();
+    let repository = copy_of(&past.repository);
+    let files = place();
+    let preloaded = sql(&files, "preloaded.sql", "select current_setting('shared_preload_libraries') = 'plpgsql'");
+    let words = ["--amcheck", "--amcheck-time", "1ms", "--preload", "plpgsql", "--sql", &preloaded];
+    let (drilled, record) = drill(&repository, &words);
+    drilled.expect_code(0).expect_stderr(&["check \"amcheck\" was not made"]);
+    assert_eq!(check(&record, "amcheck")["outcome"], "skipped", "{record:#}");
+    assert_eq!(check(&record, "SQL preloaded.sql")["outcome"], "passed", "{record:#}");
 }
 
 #[test]
@@ -305,6 +326,11 @@ fn a_drill_that_cannot_be_performed_is_no_verdict() {
     let run = |words: &[&str]| drilling(&past.repository, &place, words).finish();
     run(&["20200101T000000Z-0000"]).expect_code(1);
     run(&["sometime"]).expect_code(2);
+    run(&["--target", "immediate", "--rpo", "5min"]).expect_code(2).expect_stderr(&["--rpo", "HINT: "]);
+    run(&["--seed", "7"]).expect_code(2);
+    run(&["--amcheck-time", "1min"]).expect_code(2);
+    run(&["--sql", "/nonexistent/orders.sql"]).expect_code(1).expect_stderr(&["/nonexistent/orders.sql"]);
+    run(&["--report", "/nonexistent/drill.html"]).expect_code(1).expect_stderr(&["/nonexistent"]);
     basebackup(&past.repository, &["drill", "--directory", "/nonexistent"]).finish().expect_code(1);
     let elsewhere = basebackup(&past.repository, &["drill", "--pg-bindir", "/nonexistent"]).finish();
     elsewhere.expect_code(1).expect_stderr(&["was not found on this host", "HINT: ", "--pg-bindir"]);

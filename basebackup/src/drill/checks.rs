@@ -169,6 +169,19 @@ pub(super) async fn sql(access: &Access, database: &str, text: &str) -> Result<S
     })
 }
 
+/// Switches off the event triggers of the copy, for majors that have no setting for it.
+///
+/// # Errors
+/// Whatever it fails with.
+pub(super) async fn disable_event_triggers(access: &Access, databases: &[String]) -> Result<()> {
+    for database in databases {
+        let session = access.connect(database).await?;
+        session.disable_event_triggers().await?;
+        session.close().await;
+    }
+    Ok(())
+}
+
 /// What extensions need of this host. Without it the database is whole, but this host cannot serve all of it.
 ///
 /// # Errors

@@ -305,13 +305,13 @@ impl<'d> Performance<'d> {
     }
 
     async fn amcheck(&mut self, access: &Access, databases: &[String]) -> Result<()> {
-        if self.binaries.major < 17 {
-            // Installing the extension would set them off.
-            for database in databases {
-                let session = access.connect(database).await?;
-                session.disable_event_triggers().await?;
-                session.close().await;
-            }
+        let begun = Instant::now();
+        // Installing the extension would set them off.
+        if self.binaries.major < 17
+            && let Err(error) = checks::disable_event_triggers(access, databases).await
+        {
+            self.checks.note("amcheck", begun, (Outcome::Failed, error.to_string()));
+            return Ok(());
         }
         let (socket, port) = (access.socket.display().to_string(), access.port.to_string());
         let mut words = vec!["--all", "--install-missing", "--heapallindexed", "--parent-check"];

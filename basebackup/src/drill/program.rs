@@ -15,6 +15,8 @@ use super::checks::{Outcome, Said};
 
 /// Lines of a program's output that go into the record.
 const SHOWN_LINES: usize = 10;
+/// How far one came that has told nothing.
+const NOTHING: &str = "nothing";
 /// More of it is not read.
 const MOST_BYTES: u64 = 16 << 20;
 
@@ -62,7 +64,7 @@ impl Program<'_> {
     fn judge(&self, ended: Option<ExitStatus>, said: &str) -> Result<Said> {
         let is_progress = |line: &&str| line.contains(" relations (") && line.contains(" pages (");
         let lines: Vec<&str> = said.lines().filter(|line| !is_progress(line)).take(SHOWN_LINES).collect();
-        let how_far = said.lines().rfind(is_progress).map_or("nothing", str::trim);
+        let how_far = said.lines().rfind(is_progress).map_or(NOTHING, str::trim);
         let found = lines.join("\n");
         Ok(match ended {
             Some(status) if status.success() => (Outcome::Passed, self.well.to_owned()),
@@ -71,7 +73,7 @@ impl Program<'_> {
             }
             Some(_) if said.contains("extension \"amcheck\" is not available") => (Outcome::Skipped, found),
             Some(_) => (Outcome::Failed, found),
-            None if found.is_empty() && how_far.starts_with("0/") => {
+            None if found.is_empty() && (how_far == NOTHING || how_far.starts_with("0/")) => {
                 (Outcome::Skipped, format!("its time was up after {how_far}"))
             }
             None if found.is_empty() => {
