@@ -57,6 +57,24 @@ fn an_idle_server_is_backed_up_without_waiting_for_traffic() {
 }
 
 #[test]
+fn a_backup_that_another_host_has_begun_is_told_of() {
+    let repository = Repository::directory();
+    let cluster = archiving(&repository).start();
+    let id = take(&repository, &cluster);
+    let other =
+        if id.ends_with("0000") { id.replace("-0000", "-0001") } else { format!("{}0000", &id[..id.len() - 4]) };
+    let key = repository.find("begin.json");
+    let mut begin: serde_json::Value = serde_json::from_slice(&repository.read(&key)).unwrap();
+    begin["id"] = other.as_str().into();
+    begin["host"] = "elsewhere".into();
+    repository.write(&key.replace(&id, &other), begin.to_string().as_bytes());
+    let taken = taking(&repository, &cluster).finish();
+    let told = format!("WARNING: backup {other}, begun at ");
+    taken.expect_code(0).expect_stderr(&[&told, "on host \"elsewhere\", has not ended"]);
+    assert_eq!(taken.stderr.matches("has not ended").count(), 1, "{taken}");
+}
+
+#[test]
 fn progress_is_told_every_second_on_request_and_at_once_on_sigusr1() {
     let repository = Repository::directory();
     let cluster = archiving(&repository).start();

@@ -12,6 +12,7 @@ use walkeep_common::postgres::control::ControlFile;
 use walkeep_common::postgres::postmaster::PostmasterPid;
 use walkeep_common::repository::backup::Backup;
 
+use super::recovery::InPlace;
 use super::root::{DirectoryEntry, EntryKind, Root};
 use crate::output::bytes;
 use crate::pack::index::IndexEntry;
@@ -26,6 +27,8 @@ pub const LOST_AND_FOUND: &str = "lost+found";
 
 /// What file systems give files in.
 const BLOCK_BYTES: u64 = 4096;
+/// File systems that may compress: ZFS, btrfs and bcachefs (`f_type` of statfs(2)).
+const COMPRESSING: [rustix::fs::FsWord; 3] = [0x2fc1_2fc1, 0x9123_683e, 0xca45_1a4e];
 /// About what a file's line in PostgreSQL's manifest takes.
 const MANIFEST_LINE_BYTES: u64 = 200;
 
@@ -60,6 +63,19 @@ pub struct Space {
     pub needed: u64,
     /// Bytes that are free, or become so.
     pub free: u64,
+    /// Whether the file system may compress what is written.
+    pub may_compress: bool,
+}
+
+impl Space {
+    /// What to say where it is too little, unless the file system compresses well.
+    pub fn doubt(&self) -> String {
+        let (needed, free) = (bytes(self.needed), bytes(self.free));
+        let directory = self.directory.display();
+        format!(
+            "{needed} needed for \"{directory}\", and {free} free: enough only if its file system compresses that well"
+        )
+    }
 }
 
 impl Directories {
@@ -76,6 +92,15 @@ impl Directories {
             Some(number) => (Place::Tablespace(number), below.strip_prefix(oid).unwrap_or(below)),
             None => whole,
         }
+    }
+
+    /// Whether the backup has a tablespace that stays in the data directory.
+    pub fn in_place(&self, entries: &[IndexEntry]) -> InPlace {
+        let is = |entry: &IndexEntry| {
+            let (place, path) = self.locate(&entry.path);
+            place == Place::Data && path.parent() == Some(Path::new("pg_tblspc"))
+        };
+        if entries.iter().any(|entry| entry.contents.is_none() && is(entry)) { InPlace::Some } else { InPlace::None }
     }
 
     /// Every directory and what it is for.
@@ -187,8 +212,15 @@ impl Directories {
             let (directory, metadata) = nearest_existing(path)?;
             let stat = rustix::fs::statvfs(directory).map_err(std::io::Error::from).context("look at", directory)?;
             let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-            let space =
-                spaces.entry(metadata.dev()).or_insert_with(|| Space { directory: path.to_owned(), needed: 0, free });
+            let kind =
+                rustix::fs::statfs(directory).map_err(std::io::Error::from).context("look at", directory)?.f_type;
+            let may_compress = COMPRESSING.contains(&kind);
+            let space = spaces.entry(metadata.dev()).or_insert_with(|| Space {
+                directory: path.to_owned(),
+                needed: 0,
+                free,
+                may_compress,
+            });
             space.needed += needed.get(&place).unwrap_or(&0);
             space.free += replaced.get(&place).unwrap_or(&0);
         }
@@ -211,8 +243,8 @@ fn not_empty(place: Place, path: &Path, first: &Path) -> Error {
         Place::Data => "Name another directory, empty it, or say --delta to restore over the same cluster's files.",
         Place::Wal => "Name another directory with --waldir, or empty it.",
         Place::Tablespace(_) => {
-            "Give the tablespace another directory: --tablespace-mapping OLDDIR=NEWDIR. The one it had may belong to a \
-             server that still runs."
+            "Give the tablespace another directory: --tablespace-mapping OLDDIR=NEWDIR, where OLDDIR is the one it had. \
+             That one may belong to a server that still runs."
         }
     })
 }
@@ -257,12 +289,14 @@ pub fn early_name(name: &str) -> PathBuf {
     format!("{name}.new").into()
 }
 
-/// Refuses what will not fit.
+/// Refuses what will not fit. Where the file system may compress, nobody knows.
 ///
 /// # Errors
 /// `Unavailable`, with both numbers.
 pub fn refuse_too_little(spaces: &[Space]) -> Result<()> {
-    let Some(full) = spaces.iter().find(|space| space.needed > space.free) else { return Ok(()) };
+    let Some(full) = spaces.iter().find(|space| space.needed > space.free && !space.may_compress) else {
+        return Ok(());
+    };
     Err(Error::new(
         Kind::Unavailable,
         format!(

@@ -92,6 +92,8 @@ pub async fn restore(args: &RestoreArgs, config: &Config, reporter: Reporter) ->
     let warnings = prepared.plan.warnings.iter().chain(&prepared.ownership.warning);
     warnings.for_each(|warning| reporter.print(Severity::Warning, warning, None));
     refuse_too_little(&prepared.spaces)?;
+    let doubtful = prepared.spaces.iter().filter(|space| space.needed > space.free);
+    doubtful.for_each(|space| reporter.print(Severity::Warning, &space.doubt(), None));
     let variables = relied_on(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()));
     if !variables.is_empty() {
         let message =
@@ -186,8 +188,8 @@ async fn prepare(args: &RestoreArgs, config: &Config) -> Result<Preparation> {
     let command = restore_command(&program, config, backup.system_identifier, plan.last_segment)?;
     let same_place = host_name() == backup.host && is_same(Path::new(&backup.data_directory), &directories.data);
     let archiving = Archiving::decide(same_place, args.keeps_archiving());
-    let settings = settings(&plan, command, archiving);
     let entries = contents::index(&archive, backup).await?;
+    let settings = settings(&plan, command, archiving, directories.in_place(&entries));
     let replaced = if args.is_delta() { replaced(&directories, &entries)? } else { BTreeMap::new() };
     let kept_wal = backup.segment_size.bytes() * backup.kept_wal.len() as u64;
     let is_written = |entry: &&IndexEntry| !selection.as_ref().is_some_and(|selection| selection.leaves_out(entry));

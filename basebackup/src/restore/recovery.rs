@@ -68,8 +68,22 @@ pub fn signal_file(role: &Role) -> &'static str {
     }
 }
 
+/// Whether a tablespace lies in the data directory itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InPlace {
+    /// At least one.
+    Some,
+    /// None.
+    None,
+}
+
 /// Everything that is written into `postgresql.auto.conf`, in order.
-pub fn settings(plan: &Plan, restore_command: String, archiving: Archiving) -> Vec<(String, String)> {
+pub fn settings(
+    plan: &Plan,
+    restore_command: String,
+    archiving: Archiving,
+    in_place: InPlace,
+) -> Vec<(String, String)> {
     let mut settings = vec![("restore_command", restore_command)];
     let request = &plan.request;
     let timeline = match plan.timeline {
@@ -91,6 +105,10 @@ pub fn settings(plan: &Plan, restore_command: String, archiving: Archiving) -> V
     }
     if archiving == Archiving::Off {
         settings.push(("archive_mode", "off".to_owned()));
+    }
+    if in_place == InPlace::Some {
+        // Without it recovery panics over such a tablespace (`CheckTablespaceDirectory`).
+        settings.push(("allow_in_place_tablespaces", "on".to_owned()));
     }
     for (name, neutral) in NEUTRAL {
         if settings.iter().all(|(set, _)| *set != name) {

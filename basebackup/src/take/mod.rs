@@ -137,6 +137,7 @@ async fn run(args: &TakeArgs, config: &Config, reporter: Reporter, progress: &Pr
     let (segment_size, major) = (server.settings.segment_size, server.version.major());
     archive.with_patience(soon).prepare_to_write(Some(segment_size), Some(major)).await?;
     let id = begin::begin(&archive, data_directory, &control).await?;
+    begin::warn_of_others(&archive.with_patience(soon), &id, reporter).await?;
 
     if args.checkpoint == Checkpoint::Spread {
         reporter.print(Severity::Info, "waiting for the server's checkpoint, which it spreads over time", None);
