@@ -4,14 +4,18 @@ CARGO ?= cargo
 
 .PHONY: bench build check check-dependencies demo packages reproducible setup setup-demo soak test test-all-versions test-package
 
+# The directories of this machine are no part of what is shipped.
+RELEASE = RUSTFLAGS="$$RUSTFLAGS --remap-path-prefix=$(CURDIR)=/walkeep --remap-path-prefix=$${CARGO_HOME:-$$HOME/.cargo}=/cargo" \
+	$(CARGO) build --bins --release --locked
+
 # The three programs, as they are shipped, in target/release.
 build:
-	$(CARGO) build --package archive-push --package archive-get --package basebackup --bins --release --locked
+	$(RELEASE) --package archive-push --package archive-get --package basebackup
 
 # The .deb and the .rpm, in target/packages.
 packages:
 	packaging/setup.sh packages
-	$(CARGO) build --workspace --bins --release --locked
+	$(RELEASE) --workspace
 	packaging/build-packages.sh target/release target/packages
 
 # What needs no server, quickest first.

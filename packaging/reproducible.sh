@@ -1,13 +1,8 @@
 #!/bin/bash
-# Shows that the same sources give the same packages: builds what is committed twice, in different directories and with
-# different target directories, and compares the packages byte by byte.
-#
-# usage: packaging/reproducible.sh [PROFILE]
+# Shows that the same sources give the same packages: runs `make packages` on what is committed twice, in different
+# directories, and compares what comes out byte by byte.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-profile=${1:-release}
-built=$profile
-[ "$profile" != dev ] || built=debug
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
 export SOURCE_DATE_EPOCH
 work=$(mktemp -d /var/tmp/walkeep-reproducible.XXXXXX)
@@ -16,11 +11,8 @@ trap 'rm -rf "$work"' EXIT
 for place in first second/one/deeper; do
     mkdir -p "$work/$place"
     git archive HEAD | tar -x -C "$work/$place"
-    (
-        cd "$work/$place"
-        "${CARGO:-cargo}" build --workspace --bins --profile "$profile" --locked --target-dir "$work/$place/target"
-        packaging/build-packages.sh "target/$built" "$work/${place%%/*}.packages"
-    )
+    env -u CARGO_TARGET_DIR make -C "$work/$place" packages
+    mv "$work/$place/target/packages" "$work/${place%%/*}.packages"
     rm -rf "${work:?}/$place"
 done
 (cd "$work/first.packages" && sha256sum ./*) >"$work/sums"
