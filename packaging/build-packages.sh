@@ -1,7 +1,7 @@
 #!/bin/bash
 # Builds walkeep_VERSION_ARCHITECTURE.deb and walkeep-VERSION.ARCHITECTURE.rpm out of what cargo has built.
 #
-# usage: packaging/build-packages.sh BINARIES OUTPUT [REVISION]
+# usage: packaging/build-packages.sh BINARIES OUTPUT [REVISION [deb|rpm]...]
 #
 # BINARIES holds the three programs and walkeep-manuals, as "cargo build --workspace --bins" leaves them.
 # dpkg-deb and rpmbuild pack the same staged tree, so the two cannot differ in content, nothing has to be compiled for it
@@ -14,6 +14,8 @@ binaries=$(cd "$1" && pwd)
 mkdir -p "$2"
 output=$(cd "$2" && pwd)
 revision=${3:-1}
+shift $(($# > 3 ? 3 : $#))
+[ $# -gt 0 ] || set -- deb rpm
 
 version=$(sed -n '/^\[workspace.package\]/,/^$/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 maintainer="${DEBFULLNAME:-The Walkeep contributors} <${DEBEMAIL:-walkeep@packages.invalid}>"
@@ -23,11 +25,13 @@ export SOURCE_DATE_EPOCH LC_ALL=C TZ=UTC
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 umask 022
+mkdir "$work/binaries"
+install --strip "$binaries"/{archive-push,archive-get,basebackup} "$work/binaries"
 "$binaries/walkeep-manuals" "$work/manuals" "$(date --date="@$SOURCE_DATE_EPOCH" +%Y-%m-%d)"
 
 deb() {
     local root=$work/deb doc=$work/deb/usr/share/doc/walkeep architecture depends
-    packaging/stage.sh deb "$binaries" "$work/manuals" "$root"
+    packaging/stage.sh deb "$work/binaries" "$work/manuals" "$root"
     printf 'walkeep (%s-%s) unstable; urgency=medium\n\n  * What has changed is in changelog.gz.\n\n -- %s  %s\n' \
         "$version" "$revision" "$maintainer" "$(date --date="@$SOURCE_DATE_EPOCH" -R)" |
         gzip -9n >"$doc/changelog.Debian.gz"
@@ -49,7 +53,7 @@ deb() {
 }
 
 rpm() {
-    packaging/stage.sh rpm "$binaries" "$work/manuals" "$work/rpm"
+    packaging/stage.sh rpm "$work/binaries" "$work/manuals" "$work/rpm"
     rpmbuild --quiet -bb --define "_topdir $work/rpmbuild" --define "_rpmdir $output" --define "_sourcedir $PWD" \
         --define "_rpmfilename %%{name}-%%{version}-%%{release}.%%{arch}.rpm" --define "_dbpath $work/rpmdb" \
         --define "staged $work/rpm" \
@@ -59,5 +63,4 @@ rpm() {
     echo "$output/walkeep-$version-$revision.$(uname -m).rpm"
 }
 
-deb
-rpm
+for format in "$@"; do "$format"; done

@@ -3,7 +3,7 @@
 #
 # usage: packaging/stage.sh deb|rpm BINARIES MANUALS ROOT
 #
-# BINARIES holds the three programs, MANUALS what walkeep-manuals makes. Owners, and the mode of what is not for
+# BINARIES holds the three programs as they are shipped, MANUALS what walkeep-manuals makes. Owners, and the mode of what is not for
 # everybody, are said by the package's own metadata. SOURCE_DATE_EPOCH is the time of every file.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -18,7 +18,7 @@ compressed() { # FROM TO
 }
 
 for program in archive-push archive-get basebackup; do
-    install -D -m 755 --strip "$binaries/$program" "$root/usr/bin/$program"
+    install -D -m 755 "$binaries/$program" "$root/usr/bin/$program"
 done
 install -D -m 640 packaging/walkeep.toml "$root/etc/walkeep/walkeep.toml"
 

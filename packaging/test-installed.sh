@@ -39,7 +39,10 @@ if as_postgres basebackup list 2>/tmp/said; then fail "list works without a repo
 grep -q 'Add a line to "/etc/walkeep/walkeep.toml"' /tmp/said || fail "$(cat /tmp/said)"
 
 step "archive and take"
-install -d -o postgres -g postgres -m 700 $repository
+# A disk of its own: a repository on that of the database is what "check" is there to refuse.
+mkdir -p $repository
+mount -t tmpfs -o mode=700 tmpfs $repository
+chown postgres:postgres $repository
 echo "repository = \"file://$repository\"" >>/etc/walkeep/walkeep.toml
 as_postgres pg_conftool "$major" main set listen_addresses ''
 pg_ctlcluster "$major" main start
@@ -47,7 +50,7 @@ query "alter system set archive_mode = on"
 query "alter system set archive_command = 'archive-push %p'"
 pg_ctlcluster "$major" main restart
 query "create table t as select generate_series(1, 1000) as i"
-if as_postgres basebackup help 2>/dev/null | grep -q '^  check '; then as_postgres basebackup check --server "$major/main"; fi
+as_postgres basebackup check --server "$major/main"
 as_postgres psql -Xq -v ON_ERROR_STOP=1 -f /usr/share/doc/walkeep/examples/create-role.sql
 echo "walkeep postgres walkeep" >>"/etc/postgresql/$major/main/pg_ident.conf"
 sed -i '1i local all walkeep peer map=walkeep' "/etc/postgresql/$major/main/pg_hba.conf"
@@ -91,13 +94,16 @@ if [ -d /run/systemd/system ]; then
             "$(systemd-analyze verify --man=no "${service/@/@$major-main}" "${timer/@/@$major-main}" 2>&1)" ""
         systemd-analyze security --offline=true --threshold=19 "$service" >/tmp/said || fail "$(cat /tmp/said)"
     done
-    backups=$(as_postgres basebackup list --format json | grep -c '"start_lsn"')
-    for unit in backup drill status; do
+    echo "retention.keep_full = 1" >>/etc/walkeep/walkeep.toml
+    for unit in backup drill expire status; do
         systemctl start "walkeep-$unit@$major-main.service" ||
             fail "$(journalctl --no-pager --unit "walkeep-$unit@$major-main.service")"
     done
-    is "the number of backups" "$(as_postgres basebackup list --format json | grep -c '"start_lsn"')" $((backups + 1))
-    compgen -G "$repository/main/*/drills/*.json" >/dev/null || fail "the drill has left no record"
+    for record in drills expire; do
+        compgen -G "$repository/main/*/$record/*.json" >/dev/null || fail "there is nothing in $record/"
+    done
+    # The first one has gone, the one that the unit took is there.
+    is "the number of backups" "$(find $repository/main/*/base -name backup.json | wc -l)" 1
     grep -q '^walkeep_' "/var/lib/prometheus/node-exporter/walkeep-$major-main.prom" || fail "there are no metrics"
     systemctl enable --now --quiet "walkeep-backup@$major-main.timer"
     is "the timer" "$(systemctl is-active "walkeep-backup@$major-main.timer")" active

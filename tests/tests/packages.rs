@@ -21,10 +21,10 @@ static PACKAGES: Shared<Packages> = Shared::new();
 impl Packages {
     fn build() -> Self {
         let scratch = Scratch::new("packages");
-        for revision in ["1", "2"] {
+        for wanted in [["1", "deb"].as_slice(), &["2", "deb", "rpm"]] {
             let build = Run::new(packaging("build-packages.sh")).arg(binaries::built()).arg(scratch.path());
             // Packing well takes longer than anything else here.
-            let build = build.arg(revision).env("DPKG_DEB_COMPRESSOR_TYPE", "gzip").envs(&own_environment());
+            let build = build.args(wanted).env("DPKG_DEB_COMPRESSOR_TYPE", "gzip").envs(&own_environment());
             build.as_caller().timeout(Duration::from_secs(600)).finish().expect_code(0);
         }
         Self(scratch)
