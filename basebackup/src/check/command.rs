@@ -65,6 +65,9 @@ fn words(text: &str) -> Option<Vec<String>> {
     quote.is_none().then_some(words)
 }
 
+/// Where the shell looks when there is no PATH, as Debian starts PostgreSQL (dash, src/var.c; bash has the same).
+const SHELLS_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// Where and with which variables PostgreSQL runs a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Surroundings {
@@ -101,7 +104,7 @@ impl Surroundings {
         if program.contains('/') {
             return Some(self.data_directory.join(program)).filter(is_program);
         }
-        let path = self.variable(assigned, "PATH")?;
+        let path = self.variable(assigned, "PATH").unwrap_or_else(|| SHELLS_PATH.to_owned());
         let candidates =
             std::env::split_paths(&path).map(|directory| self.data_directory.join(directory).join(program));
         candidates.into_iter().find(is_program)
@@ -209,6 +212,8 @@ mod tests {
         assert_eq!(surroundings("/usr/bin").locate(&[("PATH".to_owned(), bin)], "archive-push"), found);
         assert_eq!(surroundings("").locate(&[], "bin/archive-push"), found);
         assert_eq!(surroundings("").locate(&[], path.to_str().unwrap()), found);
+        let debian = Surroundings { data_directory: directory.path().to_owned(), variables: Some(HashMap::new()) };
+        assert!(debian.locate(&[], "sh").is_some(), "without a PATH the shell has its own");
     }
 
     #[test]
