@@ -50,12 +50,12 @@ query "alter system set archive_mode = on"
 query "alter system set archive_command = 'archive-push %p'"
 pg_ctlcluster "$major" main restart
 query "create table t as select generate_series(1, 1000) as i"
-as_postgres basebackup check --server "$major/main"
 as_postgres psql -Xq -v ON_ERROR_STOP=1 -f /usr/share/doc/walkeep/examples/create-role.sql
 echo "walkeep postgres walkeep" >>"/etc/postgresql/$major/main/pg_ident.conf"
 sed -i '1i local all walkeep peer map=walkeep' "/etc/postgresql/$major/main/pg_hba.conf"
 pg_ctlcluster "$major" main reload
 as_postgres basebackup take --server "$major/main" -U walkeep
+as_postgres basebackup check --server "$major/main"
 
 step "upgrade while PostgreSQL archives"
 started=$(query "select pg_postmaster_start_time()")
