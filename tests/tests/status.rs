@@ -209,7 +209,8 @@ fn a_failing_archiver_turns_the_status_red() {
     repository.configure("linger = 1");
     let server = archiving(&repository).start();
     take(&repository, &server);
-    // What pushes ahead would store the files all the same.
+    // What pushes ahead would store the files all the same, and it begins with the last file that PostgreSQL archives.
+    server.wait_for("select count(*) from pg_ls_archive_statusdir() where name like '%.ready'", "0");
     until("nobody pushes ahead", SOON, || worker::of(server.data()).is_empty().then_some(()));
     server.sql("alter system set archive_command = 'exit 1'");
     server.reload();
