@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use walkeep_tests::cluster::StopMode;
+use walkeep_tests::cluster::{StopMode, bin_directory};
 use walkeep_tests::proxy::{Fault, Proxy, Rule};
 use walkeep_tests::repository::Repository;
 use walkeep_tests::run::{Finished, tool};
+use walkeep_tests::scratch::Scratch;
 use walkeep_tests::user;
 use walkeep_tests::wait::{SOON, until};
 
@@ -157,6 +158,11 @@ fn a_pinned_backup_keeps_what_makes_it_consistent_until_it_is_unpinned() {
     expect_sound(&repository);
     let windows = basebackup(&repository, &["list"]).finish();
     assert!(windows.stdout.contains("expired WAL"), "{windows}");
+    // Drilled as far as it goes: what the policy removed is no damage.
+    let place = Scratch::new("drills");
+    let drilling = basebackup(&repository, &["drill", "oldest", "--directory"]).arg(place.path());
+    let drilled = drilling.arg("--pg-bindir").arg(bin_directory()).timeout(Duration::from_secs(180)).finish();
+    assert!(drilled.expect_code(0).stdout.contains("immediate"), "{drilled}");
     assert_eq!(rows(&repository, &[first, "--target=immediate"]), "1");
     let place = Place::new();
     let refused = place.restoring(&repository, &[first]).finish();

@@ -1,5 +1,7 @@
 //! Which backup, and where recovery ends: as asked for, or drawn from a seed.
 
+use std::slice;
+
 use fastrand::Rng;
 use jiff::SignedDuration;
 use jiff::tz::TimeZone;
@@ -12,7 +14,7 @@ use walkeep_common::wal_archive::WalArchive;
 
 use super::args::{DrillArgs, Selection, TargetWish};
 use crate::catalog::{Catalog, archives};
-use crate::list::windows;
+use crate::list::{Window, windows};
 use crate::restore::args::TargetArgs;
 use crate::restore::target::TargetAction;
 use crate::restore::time::Moment;
@@ -82,23 +84,28 @@ fn newest_before<'b>(target: &TargetWish, backups: &'b [Backup]) -> Result<Optio
 pub(super) async fn target(
     wish: &TargetWish,
     backup: &Backup,
-    catalog: &Catalog,
     archive: &WalArchive,
     rng: &mut Rng,
 ) -> Result<TargetArgs> {
     let mut target = TargetArgs { target_inclusive: true, ..TargetArgs::default() };
+    let immediate = || Some("immediate".to_owned());
     match wish {
+        TargetWish::Latest if own_window(backup, archive).await?.is_some_and(|own| own.expired.is_some()) => {
+            // The policy kept what makes this one consistent, and nothing behind it.
+            target.target = immediate();
+        }
         TargetWish::Latest => return Ok(target),
-        TargetWish::Immediate => target.target = Some("immediate".to_owned()),
+        TargetWish::Immediate => target.target = immediate(),
         TargetWish::Time(time) => target.target_time = Some(time.clone()),
         TargetWish::Name(name) => target.target_name = Some(name.clone()),
         TargetWish::Random => {
-            let inventory = archive.inventory(backup.segment_size).await?;
-            let reached = windows(&catalog.backups, &inventory)
-                .into_iter()
-                .filter(|window| window.from_time <= backup.stop_time)
-                .filter_map(|window| window.last_segment.parse::<WalFileName>().ok())
-                .next_back();
+            let own = own_window(backup, archive).await?;
+            if own.as_ref().is_some_and(|own| own.expired.is_some()) {
+                target.target = immediate();
+                target.target_action = Some(TargetAction::Promote);
+                return Ok(target);
+            }
+            let reached = own.and_then(|own| own.last_segment.parse::<WalFileName>().ok());
             let end = match reached {
                 Some(last) => archive.header(last).await?.map(|header| header.modified),
                 None => None,
@@ -111,6 +118,15 @@ pub(super) async fn target(
     }
     target.target_action = Some(TargetAction::Promote);
     Ok(target)
+}
+
+/// What this backup alone reaches on the newest timeline that it reaches at all.
+///
+/// # Errors
+/// `Refused` or `Unavailable`.
+async fn own_window(backup: &Backup, archive: &WalArchive) -> Result<Option<Window>> {
+    let inventory = archive.inventory(backup.segment_size).await?;
+    Ok(windows(slice::from_ref(backup), &inventory).pop())
 }
 
 /// A target in words.

@@ -66,7 +66,7 @@ pub async fn drill(args: &DrillArgs, config: &Config, reporter: Reporter) -> Res
         }
         backup => backup?,
     };
-    let target = choice::target(&args.target, backup, &catalog, &archive, &mut rng).await?;
+    let target = choice::target(&args.target, backup, &archive, &mut rng).await?;
     let binaries = Binaries::find(args.pg_bindir.as_deref(), backup.pg_major())?;
     let scratch = Scratch::create(&args.directory, args.keep, reporter)?;
 
