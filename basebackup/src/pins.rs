@@ -116,12 +116,16 @@ pub struct Pins {
 }
 
 impl Pins {
-    /// Reads all of them.
+    /// Reads all of them. A listing that lacks one would let go of a backup, so there are two of different kinds.
     ///
     /// # Errors
     /// `Refused` or `Unavailable`.
     pub async fn load(archive: &WalArchive) -> Result<Self> {
-        let listed = archive.store().list(&archive.layout().pins_folder()).await?;
+        let folder = archive.layout().pins_folder();
+        let mut listed = archive.store().list(&folder).await?;
+        listed.extend(archive.store().list_folder(&folder).await?.objects);
+        listed.sort_by(|a, b| a.key.cmp(&b.key));
+        listed.dedup_by(|a, b| a.key == b.key);
         let read = stream::iter(listed).map(|object| async move {
             let url = archive.store().url_of(&object.key);
             match archive.store().read(&object.key, LIMIT).await {
@@ -194,6 +198,11 @@ pub async fn pin(args: &PinArgs, config: &Config) -> Result<()> {
     let until = args.until.as_deref().map(parse_until).transpose()?;
     let archive = cluster_of(&args.backup, config).await?;
     store(&archive, &args.backup, Act::Pin { until, note: args.note.clone() }).await?;
+    // Whoever removes it looks at the pins first: if it is still there now, it stays.
+    if archive.store().head(&archive.layout().backup_object(&args.backup, "backup.json")).await?.is_none() {
+        let message = format!("base backup {} was removed while it was being pinned", args.backup);
+        return Err(Error::new(Kind::NotFound, message));
+    }
     let end = until.map_or_else(|| "until it is unpinned".to_owned(), |until| format!("until {}", time(until)));
     print(&format!("{} is pinned {end}\n", args.backup))
 }
@@ -206,7 +215,8 @@ pub async fn unpin(args: &UnpinArgs, config: &Config) -> Result<()> {
     for archive in archives(config, None, READ_PATIENCE).await? {
         let pins = Pins::load(&archive).await?;
         if let Some((object, problem)) = pins.unreadable.first() {
-            return Err(Error::new(Kind::Damaged, format!("could not use \"{object}\": {problem}")));
+            let error = Error::new(Kind::Damaged, format!("could not use \"{object}\": {problem}"));
+            return Err(error.hint("It may be a pin. If it is of no use any more, remove that object by hand."));
         }
         let Some(of_backup) = pins.by_backup.get(&args.backup) else { continue };
         let pins = of_backup.iter().map(|pin| pin.id.clone()).collect();

@@ -381,13 +381,14 @@ fn an_old_branch_goes_when_nothing_is_added_to_it_and_the_new_one_restores() {
     server.wait_until_archived(&server.finish_segment());
     server.stop(StopMode::Fast);
 
-    expire(&repository, &["--keep-full", "1", "--force"]).expect_code(0);
-    assert_eq!(listed(&repository), slice::from_ref(&promoted));
+    expire(&repository, &["--keep-full", "1"]).expect_code(0);
+    assert_eq!(listed(&repository), [past.backups[2].clone(), promoted.clone()], "the old branch keeps its newest");
     let of_first = |repository: &Repository| segments(repository).iter().any(|name| name.starts_with("00000001"));
     assert!(of_first(&repository), "the old branch may still be in use");
     expect_sound(&repository);
     age(repository.path(), "3 days ago");
     expire(&repository, &["--keep-full", "1"]).expect_code(0);
+    assert_eq!(listed(&repository), slice::from_ref(&promoted));
     assert!(!of_first(&repository), "{:?}", segments(&repository));
     assert!(repository.objects().iter().any(|key| key.ends_with("00000002.history.zst")), "histories stay");
     expect_sound(&repository);
@@ -395,10 +396,65 @@ fn an_old_branch_goes_when_nothing_is_added_to_it_and_the_new_one_restores() {
 }
 
 #[test]
+fn the_branch_that_is_lived_on_keeps_the_backup_it_came_from_however_idle_it_is() {
+    let past = Past::shared();
+    let repository = copy_of(&past.repository);
+    let [first, _, third] = &past.backups;
+    let place = Place::new();
+    place.restore(&repository, &[first, "--target=immediate", "--target-action=promote", "--keep-archiving"]);
+    let mut server = place.server(&repository);
+    server.start();
+    wait_until_open(&server);
+    server.sql("insert into t values (20)");
+    server.wait_until_archived(&server.finish_segment());
+    server.stop(StopMode::Fast);
+    age(repository.path(), "3 days ago");
+    let kept = expire(&repository, &["--keep-full", "1"]);
+    assert!(kept.expect_code(0).stdout.contains("on the way to timeline 2"), "{kept}");
+    assert_eq!(listed(&repository), [first.clone(), third.clone()]);
+    expect_sound(&repository);
+    assert_eq!(rows(&repository, &[]), "1 20");
+}
+
+#[test]
+fn a_wrong_clock_and_a_second_removal_at_the_same_time_remove_nothing() {
+    let past = Past::shared();
+    let repository = copy_of(&past.repository);
+    let before = snapshot(&repository);
+    let wrong = basebackup(&repository, &["expire", "--keep-full", "2"]).under(["faketime", "-f", "+40d"]).finish();
+    wrong.expect_code(1).expect_stderr(&["clock", "Nothing was removed"]);
+    assert!(snapshot(&repository) == before, "not even a record stays");
+    basebackup(&repository, &["delete", &past.backups[0]]).finish().expect_code(0);
+    let before = repository.objects().len();
+    // Held up between its record and its first deletion.
+    let stopped = [
+        "strace",
+        "-f",
+        "-qq",
+        "-o",
+        "/dev/null",
+        "-e",
+        "trace=unlink",
+        "-e",
+        "inject=unlink:delay_enter=3000000:when=1",
+    ];
+    let slow = basebackup(&repository, &["delete", &past.backups[1]]).under(stopped).start();
+    until("the record is there", SOON, || (repository.objects().len() > before).then_some(()));
+    let second = basebackup(&repository, &["delete", &past.backups[2]]).finish();
+    second.expect_code(1).expect_stderr(&["only backup that can be restored"]);
+    slow.finish().expect_code(0);
+    assert_eq!(listed(&repository), slice::from_ref(&past.backups[2]));
+    assert_eq!(rows(&repository, &[]), "1 2 3 4");
+}
+
+#[test]
 fn the_last_backup_of_a_cluster_that_is_no_more_stays_until_it_is_forgotten() {
     let past = Past::shared();
     let repository = copy_of(&past.repository);
     let old = system(&repository);
+    let lonely = copy_of(&repository);
+    age(lonely.path(), "3 days ago");
+    expire(&lonely, &["--forget-system", &old]).expect_code(1).expect_stderr(&["no other cluster"]);
     let mut server = archiving(&repository).start();
     server.sql("create table t as select 7 as n");
     take(&repository, &server);

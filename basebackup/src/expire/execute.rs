@@ -7,9 +7,9 @@ use object_store::path::Path;
 use walkeep_common::cli::host_name;
 use walkeep_common::error::{Error, IoContext as _, Kind, Result};
 use walkeep_common::repository::backup::BackupRecord;
-use walkeep_common::repository::expire::{ExpireRecord, Range, WalRange, merged};
+use walkeep_common::repository::expire::{ExpireDone, ExpireRecord, Range, WalRange, merged};
 use walkeep_common::repository::layout::BackupId;
-use walkeep_common::store::Created;
+use walkeep_common::store::{Created, Listed, Undeleted};
 use walkeep_common::wal_archive::WalArchive;
 use walkeep_common::wal_object::header::FORMAT_VERSION;
 
@@ -30,16 +30,16 @@ pub struct Done {
     /// Their stored bytes.
     pub stored_size: u64,
     /// What the store did not delete, and why.
-    pub refused: Vec<(Path, Error)>,
+    pub refused: Vec<Undeleted>,
     /// Unfinished backups that were completed meanwhile, and stay.
     pub completed: Vec<BackupId>,
 }
 
 impl Done {
-    async fn delete(&mut self, archive: &WalArchive, objects: &[&walkeep_common::store::Listed]) -> Result<bool> {
+    async fn delete(&mut self, archive: &WalArchive, objects: &[&Listed]) -> Result<bool> {
         let keys: Vec<Path> = objects.iter().map(|object| object.key.clone()).collect();
         let refused = archive.store().delete(&keys).await?;
-        let kept: BTreeSet<&Path> = refused.iter().map(|(key, _)| key).collect();
+        let kept: BTreeSet<&Path> = refused.iter().map(|undeleted| &undeleted.key).collect();
         for object in objects.iter().filter(|object| !kept.contains(&object.key)) {
             self.objects += 1;
             self.stored_size += object.size;
@@ -55,18 +55,22 @@ impl Done {
 /// # Errors
 /// `Conflict` if backups were pinned meanwhile, `Refused` or `Unavailable`. A second run finishes what was begun.
 pub async fn execute(archive: &WalArchive, present: &Present, plan: &Plan, now: Timestamp) -> Result<Done> {
-    let pinned = Pins::load(archive).await?.pinned(now);
-    if let Some(removed) = plan.removed.iter().find(|removed| pinned.contains(&removed.backup.id)) {
-        let message = format!("backup {} was pinned meanwhile", removed.backup.id);
-        return Err(Error::new(Kind::Conflict, message).hint("Nothing was removed. Run it again."));
+    let record = record(present, plan, now);
+    let stored = archive.note_expired(&record).await?;
+    if let Err(error) = nobody_else(archive, present, &record, stored).await {
+        archive.withdraw_expired(&record.id).await?;
+        return Err(error.hint("Nothing was removed. Run it again when that is over."));
     }
-    let stored = archive.note_expired(&record(present, plan, now)).await?;
-    check_clock(stored)?;
     let mut done = Done::default();
     let mut refused = BTreeSet::new();
     for removed in &plan.removed {
-        if !remove(archive, removed, &mut done).await? {
-            refused.insert(removed.backup.id.clone());
+        let id = &removed.backup.id;
+        if Pins::load(archive).await?.pinned(now).contains(id) {
+            return Err(Error::new(Kind::Conflict, format!("backup {id} was pinned meanwhile"))
+                .hint("It stays. Run it again to remove what is left."));
+        }
+        if !remove(archive, id, &removed.objects, &mut done).await? {
+            refused.insert(id.clone());
         }
     }
     for debris in &plan.debris {
@@ -86,25 +90,52 @@ pub async fn execute(archive: &WalArchive, present: &Present, plan: &Plan, now: 
     let again = (!refused.is_empty()).then(|| wal(present, plan, &refused, now));
     let objects = &again.as_ref().unwrap_or(&plan.wal).objects;
     let _ = done.delete(archive, &objects.iter().collect::<Vec<_>>()).await?;
+    let ended = ExpireDone {
+        walkeep: FORMAT_VERSION,
+        id: record.id,
+        system_identifier: record.system_identifier,
+        finished: Timestamp::now(),
+        objects: done.objects,
+        stored_size: done.stored_size,
+        refused: done.refused.iter().map(|undeleted| undeleted.key.to_string()).collect(),
+    };
+    archive.note_done(&ended).await?;
     Ok(done)
 }
 
-/// What the clocks say of ages is the only thing between a backup under way and debris.
-fn check_clock(stored: Timestamp) -> Result<()> {
+/// Makes sure, with the record in place for others to see, that this run is alone and that its clock is right: what clocks
+/// say of ages is the only thing between a backup under way and debris.
+///
+/// # Errors
+/// `Refused` if the clocks differ; `Conflict` if something else is removing, or a backup has begun; `Unavailable`.
+async fn nobody_else(archive: &WalArchive, present: &Present, record: &ExpireRecord, stored: Timestamp) -> Result<()> {
     let skew = Timestamp::now().duration_since(stored).abs();
-    if skew <= MOST_SKEW {
-        return Ok(());
+    if skew > MOST_SKEW {
+        let message = format!(
+            "this host's clock and the store's differ by {} minutes (timedatectl and chronyc tracking tell which is wrong)",
+            skew.as_mins()
+        );
+        return Err(Error::new(Kind::Refused, message));
     }
-    let message = format!("this host's clock and the store's differ by {} minutes", skew.as_mins());
-    Err(Error::new(Kind::Refused, message)
-        .hint("Nothing was removed. Set the clock of this host (timedatectl, chronyc tracking)."))
+    // Whoever looks after writing sees the other, or is seen.
+    let records = archive.expire_records().await?;
+    if let Some(other) = records.iter().find(|id| **id != record.id && !present.expired.records.contains(id)) {
+        return Err(Error::new(Kind::Conflict, format!("something else is being removed at the same time ({other})")));
+    }
+    let folders = archive.store().list_folder(&archive.layout().backups_folder()).await?.folders;
+    let ids = folders.iter().filter_map(|name| name.parse::<BackupId>().ok());
+    if let Some(begun) = ids.into_iter().find(|id| !present.ids.contains(id)) {
+        return Err(Error::new(Kind::Conflict, format!("backup {begun} has begun meanwhile")));
+    }
+    Ok(())
 }
 
 fn record(present: &Present, plan: &Plan, now: Timestamp) -> ExpireRecord {
     let size = plan.segment_size;
     let named =
         |ranges: &[Range]| ranges.iter().filter_map(|range| Some(WalRange::new(*range, size?))).collect::<Vec<_>>();
-    let all_wal = merged(present.expired.wal.iter().chain(&plan.wal.ranges).copied().collect());
+    let gone = present.expired.wal.iter().chain(&plan.wal.removed_before).chain(&plan.wal.ranges);
+    let all_wal = merged(gone.copied().collect());
     let objects = plan.all().count() + plan.stale_files.len();
     let stored_size = plan.all().map(|object| object.size).chain(plan.stale_files.iter().map(|file| file.size)).sum();
     let stale = plan.stale_files.iter().map(|file| file.path.display().to_string());
@@ -129,24 +160,31 @@ fn record(present: &Present, plan: &Plan, now: Timestamp) -> ExpireRecord {
     }
 }
 
-/// Removes a complete backup; false if it stays whole, because the object that makes it one may not be deleted.
-async fn remove(archive: &WalArchive, removed: &Removed, done: &mut Done) -> Result<bool> {
-    let mut objects = removed.objects.iter();
-    // One at a time: without the first nobody takes what is left for a backup.
-    for object in objects.by_ref().take(2) {
-        let is_deleted = done.delete(archive, &[object]).await?;
-        if !is_deleted && object.key.filename() == Some("backup.json") {
+/// Removes a backup; false if it stays whole, because the object that makes it one may not be deleted.
+async fn remove(archive: &WalArchive, id: &BackupId, objects: &[Listed], done: &mut Done) -> Result<bool> {
+    // One at a time, and by name, whatever the listing showed: without the first nobody takes what is left for a backup.
+    for name in ["backup.json", "begin.json"] {
+        let key = archive.layout().backup_object(id, name);
+        let listed = objects.iter().find(|object| object.key == key).cloned();
+        let object = listed.unwrap_or(Listed { key, size: 0, modified: Timestamp::UNIX_EPOCH });
+        let is_deleted = done.delete(archive, &[&object]).await?;
+        if !is_deleted && name == "backup.json" {
             return Ok(false);
         }
     }
-    let _ = done.delete(archive, &objects.collect::<Vec<_>>()).await?;
+    let rest = objects.iter().filter(|object| !matches!(object.key.filename(), Some("backup.json" | "begin.json")));
+    let _ = done.delete(archive, &rest.collect::<Vec<_>>()).await?;
     Ok(true)
 }
 
 /// Removes what is left of a backup that was never completed. Whoever may still be at it fails with its own last put.
 async fn sweep(archive: &WalArchive, debris: &Debris, done: &mut Done) -> Result<()> {
     let (store, layout) = (archive.store(), archive.layout());
-    let mut objects: Vec<walkeep_common::store::Listed> = debris.objects.clone();
+    if debris.is_whole_folder {
+        let _ = remove(archive, &debris.id, &debris.objects, done).await?;
+        return Ok(());
+    }
+    let mut objects: Vec<Listed> = debris.objects.clone();
     if debris.must_be_claimed {
         let key = layout.backup_object(&debris.id, "backup.json");
         let mark = format!("{{\"walkeep\":{FORMAT_VERSION},\"id\":\"{}\",\"state\":\"abandoned\"}}\n", debris.id);

@@ -7,9 +7,10 @@ use object_store::path::Path;
 use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::repository::backup::{Backup, Begin};
 use walkeep_common::repository::expire::Expired;
-use walkeep_common::repository::layout::{BackupId, Layout};
+use walkeep_common::repository::layout::{BackupId, Layout, WalObject};
 use walkeep_common::store::{Listed, StaleFile};
 use walkeep_common::wal::history::TimelineHistory;
+use walkeep_common::wal::name::WalFileName;
 use walkeep_common::wal::segment::{SegmentSize, Timeline};
 use walkeep_common::wal_archive::WalArchive;
 use walkeep_common::wal_archive::inventory::Inventory;
@@ -24,6 +25,8 @@ use crate::pins::Pins;
 pub struct Present {
     /// The cluster's system identifier.
     pub system_identifier: u64,
+    /// Every backup there is anything of.
+    pub ids: BTreeSet<BackupId>,
     /// Complete backups, oldest first.
     pub candidates: Vec<Candidate>,
     /// Folders of backups that are not complete.
@@ -82,6 +85,7 @@ impl Incomplete {
 pub async fn gather(archive: &WalArchive, now: Timestamp) -> Result<Present> {
     let (store, layout) = (archive.store(), archive.layout());
     let (catalog, mut folders) = backups(archive).await?;
+    let ids: BTreeSet<BackupId> = catalog.ids().cloned().collect();
     let pins = Pins::load(archive).await?;
     let size = segment_size(archive, &catalog).await?;
     let expired = match size {
@@ -109,7 +113,9 @@ pub async fn gather(archive: &WalArchive, now: Timestamp) -> Result<Present> {
     }
     let candidates = catalog.backups.into_iter().map(|backup| {
         let objects = folders.get(&backup.id).map_or(&[][..], Vec::as_slice);
-        let problem = problem_of(&backup, layout, objects, inventory.as_ref());
+        let being_removed = expired.being_removed.contains(&backup.id);
+        let problem = being_removed.then(|| "its removal was begun".to_owned());
+        let problem = problem.or_else(|| problem_of(&backup, layout, objects, inventory.as_ref()));
         Candidate { problem, pins: pins.of(&backup.id, now), backup }
     });
     let candidates: Vec<Candidate> = candidates.collect();
@@ -120,6 +126,7 @@ pub async fn gather(archive: &WalArchive, now: Timestamp) -> Result<Present> {
     let unusable = unusable.collect();
     Ok(Present {
         system_identifier: layout.system_identifier(),
+        ids,
         candidates,
         incomplete,
         unusable,
@@ -133,18 +140,30 @@ pub async fn gather(archive: &WalArchive, now: Timestamp) -> Result<Present> {
 }
 
 impl Present {
-    /// The timelines that recovery can follow, with the time of what was archived of them last.
+    /// The timelines that recovery can follow, with the time of what was archived of them last, histories included.
     pub fn branches(&self) -> Vec<Branch> {
         let Some(inventory) = &self.inventory else { return Vec::new() };
         let mut newest: BTreeMap<Timeline, Timestamp> = BTreeMap::new();
         for object in &self.wal {
-            let parsed = object.key.filename().and_then(walkeep_common::repository::layout::WalObject::parse);
-            let Some(segment) = parsed.and_then(|parsed| parsed.name.segment()) else { continue };
-            let newest = newest.entry(segment.timeline).or_insert(object.modified);
+            let timeline = match object.key.filename().and_then(WalObject::parse).map(|parsed| parsed.name) {
+                Some(WalFileName::History(timeline)) => timeline,
+                Some(name) => match name.segment() {
+                    Some(segment) => segment.timeline,
+                    None => continue,
+                },
+                None => continue,
+            };
+            let newest = newest.entry(timeline).or_insert(object.modified);
             *newest = (*newest).max(object.modified);
         }
         let known = newest.into_iter().filter(|(timeline, _)| inventory.has_history(*timeline));
-        known.map(|(timeline, newest)| Branch { history: inventory.history(timeline), newest }).collect()
+        known
+            .map(|(timeline, newest)| Branch {
+                history: inventory.history(timeline),
+                newest,
+                is_newest: inventory.newest_timeline() == Some(timeline),
+            })
+            .collect()
     }
 
     /// The cluster's segment size, where it is known.
@@ -246,7 +265,9 @@ async fn unplaced(
             return Err(disagreement(archive, &archive.layout().backups_folder(), &format!(" about backup {id}")));
         }
         if pinned.contains(id) {
-            lost.push(format!("backup {id} is pinned and is not there"));
+            lost.push(format!(
+                "backup {id} is pinned and is not there (if it is gone for good: basebackup unpin {id})"
+            ));
         }
     }
     Ok(lost)
@@ -254,7 +275,10 @@ async fn unplaced(
 
 fn unreadable(catalog: &Catalog, pins: &Pins, expired: &Expired, inventory: Option<&Inventory>) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
-    found.extend(catalog.unusable.iter().map(|(id, problem)| format!("backup {id} cannot be used: {problem}")));
+    let unusable = |(id, problem): &(BackupId, String)| {
+        format!("backup {id} cannot be used: {problem} (to remove it: basebackup delete {id} --force)")
+    };
+    found.extend(catalog.unusable.iter().map(unusable));
     found.extend(catalog.altered.iter().map(|id| format!("backup.json of {id} was changed since it was written")));
     let objects = pins.unreadable.iter().chain(&expired.unreadable);
     found.extend(objects.map(|(object, problem)| format!("\"{object}\" cannot be read: {problem}")));
@@ -263,7 +287,9 @@ fn unreadable(catalog: &Catalog, pins: &Pins, expired: &Expired, inventory: Opti
         if let Some(problem) = inventory.history_problem(timeline) {
             found.push(format!("the history of timeline {timeline} cannot be used: {problem}"));
         } else if !inventory.has_history(timeline) {
-            found.push(format!("the history of timeline {timeline} is not archived"));
+            found.push(format!(
+                "the history of timeline {timeline} is not archived (archive-push it from pg_wal of a server that has it)"
+            ));
         }
     }
     found
@@ -280,6 +306,9 @@ pub(super) fn problem_of(
         let key = layout.backup_object(&backup.id, name);
         objects.iter().find(|object| object.key == key).map(|object| object.size)
     };
+    if backup.kind != "full" {
+        return Some(format!("it is of the type \"{}\", which this program does not restore", backup.kind));
+    }
     // Nobody who restores reads begin.json.
     for (name, size) in backup.objects().into_iter().filter(|(name, _)| name != "begin.json") {
         match size_of(&name) {

@@ -118,6 +118,9 @@ pub async fn expire(args: &ExpireArgs, config: &Config, reporter: Reporter) -> R
     for archive in archives(config, args.forget_system, PATIENCE).await? {
         parts.push(Part::make(archive, &wish, now).await?);
     }
+    for part in parts.iter_mut().filter(|_| wish == Wish::Forget) {
+        part.doubt_the_newest(config).await?;
+    }
     carry_out(parts, &args.removal, reporter, now).await
 }
 
@@ -187,12 +190,12 @@ async fn do_it(parts: &mut [Part], args: &RemovalArgs, now: Timestamp) -> Result
         if args.format == Format::Text {
             print(&text::done(&part.plan, &done))?;
         }
-        let nothing = done.objects == 0 && !done.refused.is_empty();
-        let first = done.refused.first().map(|(_, error)| error.to_string()).unwrap_or_default();
+        let first = done.refused.iter().find(|undeleted| !undeleted.is_protected);
+        let nothing = first.filter(|_| done.objects == 0).map(|undeleted| undeleted.error.to_string());
         part.done = Some(done);
-        if nothing {
+        if let Some(first) = nothing {
             return Err(Error::new(Kind::Refused, format!("nothing could be deleted: {first}"))
-                .hint("These credentials may not delete, or all of it is protected for some time to come."));
+                .hint("These credentials may not delete."));
         }
     }
     Ok(())
@@ -202,8 +205,8 @@ fn warn(done: &Done, reporter: Reporter) {
     for id in &done.completed {
         reporter.print(Severity::Warning, &format!("backup {id} was completed meanwhile and stays"), None);
     }
-    for (_, error) in done.refused.iter().take(SHOWN) {
-        reporter.print(Severity::Warning, &error.to_string(), None);
+    for undeleted in done.refused.iter().take(SHOWN) {
+        reporter.print(Severity::Warning, &undeleted.error.to_string(), None);
     }
     if !done.refused.is_empty() {
         let message = format!("{} objects were not deleted", done.refused.len());
@@ -229,5 +232,19 @@ impl Part {
         let present = gather(&archive, now).await?;
         let plan = plan(&present, wish, now);
         Ok(Self { archive, present, plan, done: None })
+    }
+
+    /// A cluster that is to be forgotten should have been followed by another.
+    async fn doubt_the_newest(&mut self, config: &Config) -> Result<()> {
+        for other in archives(config, None, PATIENCE).await? {
+            let folder = other.layout().folder().clone();
+            let is_other = other.layout().system_identifier() != self.present.system_identifier;
+            let listed = if is_other { other.store().list(&folder).await? } else { Vec::new() };
+            if listed.iter().map(|object| object.modified).max() > self.present.newest() {
+                return Ok(());
+            }
+        }
+        self.plan.doubts.push("no other cluster in the repository has anything newer than this one".to_owned());
+        Ok(())
     }
 }

@@ -7,20 +7,19 @@ use object_store::path::Path;
 use walkeep_common::config::Retention;
 use walkeep_common::lsn::Lsn;
 use walkeep_common::repository::backup::Backup;
-use walkeep_common::repository::expire::{Covered, Range, RemovedBackup, firsts};
+use walkeep_common::repository::expire::{Covered, Range, RemovedBackup, firsts, merged};
 use walkeep_common::repository::layout::BackupId;
 use walkeep_common::store::{Listed, StaleFile};
-use walkeep_common::wal::segment::SegmentSize;
+use walkeep_common::wal::segment::{SegmentName, SegmentSize};
 
 use super::gather::{Incomplete, Present};
-use super::policy::{Candidate, Keeps, Reason, Selection, select};
+use super::policy::{Candidate, GRACE, Keeps, Reason, Selection, select};
 use super::wal::{Holding, Rules, ranges};
 
-/// Nothing that belongs to no complete backup is touched before nobody has stored anything beside it for so long: it may be
-/// a backup under way, on any host.
-pub const GRACE: SignedDuration = SignedDuration::from_hours(48);
 /// Removing more than half of the backups is no cause to stop as long as it is not as many.
 const FEW: usize = 3;
+/// A backup that ended so much later than now was taken by a clock that is wrong.
+const CLOCKS: SignedDuration = SignedDuration::from_mins(15);
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,6 +92,8 @@ pub struct Debris {
     pub objects: Vec<Listed>,
     /// Whether its name must first be taken away from whoever may still be at it.
     pub must_be_claimed: bool,
+    /// Whether it is a backup whose record cannot be read, and goes with that.
+    pub is_whole_folder: bool,
     /// The mark, where it is old enough to go as well.
     pub mark: Option<Listed>,
 }
@@ -106,12 +107,16 @@ pub struct WalPart {
     pub ranges: Vec<Range>,
     /// Where the backups began that are removed, now or before.
     pub covered: Vec<Covered>,
+    /// What runs that did not end had removed already.
+    pub removed_before: Vec<Range>,
+    /// Whether there are such runs, which this one carries on.
+    pub carries_on: bool,
 }
 
 impl Plan {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.removed.is_empty() && self.keys().is_empty() && self.stale_files.is_empty()
+        self.removed.is_empty() && self.keys().is_empty() && self.stale_files.is_empty() && !self.wal.carries_on
     }
 
     /// Everything that goes, and its stored bytes.
@@ -206,16 +211,17 @@ fn incomplete(present: &Present, now: Timestamp) -> (Vec<Debris>, Vec<Incomplete
         let id = &incomplete.id;
         let rest: Vec<Listed> = incomplete.objects.iter().filter(|object| !is_mark(object)).cloned().collect();
         let mark = incomplete.objects.iter().find(|object| is_mark(object) && incomplete.is_abandoned);
-        // A removal that was begun is finished, whenever that was.
-        let was_begun = present.expired.backups.contains(id);
+        // A removal that was begun is finished, whenever that was; what was given up can no longer become a backup.
+        let was_begun = present.expired.backups.contains(id) || incomplete.is_abandoned;
         if !(was_begun || incomplete.objects.iter().all(is_old)) {
-            under_way.extend((!incomplete.is_abandoned).then(|| incomplete.clone()));
+            under_way.push(incomplete.clone());
             continue;
         }
-        let must_be_claimed = !incomplete.is_abandoned && !was_begun;
+        let must_be_claimed = !was_begun;
         let mark = mark.filter(|mark| is_old(mark)).cloned();
         if !rest.is_empty() || mark.is_some() {
-            debris.push(Debris { id: id.clone(), objects: in_order(&rest), must_be_claimed, mark });
+            let (id, objects) = (id.clone(), in_order(&rest));
+            debris.push(Debris { id, objects, must_be_claimed, is_whole_folder: false, mark });
         }
     }
     (debris, under_way)
@@ -229,6 +235,7 @@ fn unusable(present: &Present, id: &BackupId) -> Vec<Debris> {
             id: unusable.id.clone(),
             objects: in_order(&unusable.objects),
             must_be_claimed: false,
+            is_whole_folder: true,
             mark: None,
         })
         .collect()
@@ -264,20 +271,32 @@ pub fn wal(present: &Present, plan: &Plan, refused: &BTreeSet<BackupId>, now: Ti
         covered = firsts(covered);
     }
     let stay = plan.removed.iter().filter(|removed| refused.contains(&removed.backup.id));
-    let kept = plan.kept.iter().map(|kept| Holding::of(&kept.backup, kept.keeps));
+    let stay = stay.map(|removed| Holding::of(&removed.backup, Keeps::OwnWal, removed.problem.is_none()));
+    let kept = plan.kept.iter().map(|kept| Holding::of(&kept.backup, kept.keeps, kept.problem.is_none()));
     let begun = plan.under_way.iter().filter_map(|under_way| under_way.begin.as_ref()).map(|begin| Holding {
         timeline: begin.timeline,
         end_timeline: begin.timeline,
         start_lsn: begin.start_lsn_at_least,
         stop_lsn: None,
         keeps: Keeps::AllWalSince,
+        is_whole: false,
     });
-    let holdings: Vec<Holding> =
-        kept.chain(stay.map(|removed| Holding::of(&removed.backup, Keeps::OwnWal))).chain(begun).collect();
-    let rules = Rules { inventory, holdings: &holdings, covered: &covered, quiet_since: now - GRACE };
+    let holdings: Vec<Holding> = kept.chain(stay).chain(begun).collect();
+    let alive = inventory.newest_timeline().filter(|_| plan.wish != Wish::Forget);
+    let rules = Rules { inventory, holdings: &holdings, covered: &covered, quiet_since: now - GRACE, alive };
+    let pending = &present.expired.pending;
+    let of_range = |range: &Range| {
+        let timeline = range.timeline;
+        (range.first..=range.last).map(move |number| Range { timeline, first: number, last: number })
+    };
+    let was_removed = |range: &Range| {
+        let is_there = inventory.has(SegmentName::new(range.timeline, range.first, inventory.segment_size()));
+        !is_there && !rules.is_needed(range.timeline, range.first)
+    };
+    let removed_before = merged(pending.iter().flat_map(of_range).filter(was_removed).collect());
     let objects: Vec<Listed> = rules.removable(&present.wal).into_iter().cloned().collect();
     let ranges = ranges(objects.iter().map(|object| &object.key), inventory);
-    WalPart { objects, ranges, covered }
+    WalPart { objects, ranges, covered, removed_before, carries_on: !pending.is_empty() }
 }
 
 /// What somebody should look at before anything is removed.
@@ -287,6 +306,7 @@ fn doubts(present: &Present, plan: &Plan, now: Timestamp) -> Vec<String> {
     let restorable = plan.kept.iter().filter(|kept| kept.problem.is_none()).count();
     match &plan.wish {
         Wish::Policy(_) => {
+            doubts.extend(order(present, now));
             if removed >= FEW && removed * 2 > of {
                 doubts.push(format!("the policy would remove {removed} of {of} backups at once"));
             }
@@ -296,14 +316,35 @@ fn doubts(present: &Present, plan: &Plan, now: Timestamp) -> Vec<String> {
         }
         Wish::Delete(id) => {
             let candidate = present.candidates.iter().find(|candidate| candidate.backup.id == *id);
+            let is_sound = |kept: &Kept| kept.problem.is_none() && kept.backup.bad_pages.is_empty();
             if candidate.is_some_and(Candidate::is_whole) && restorable == 0 {
                 doubts.push(format!("{id} is the only backup that can be restored"));
+            } else if candidate.is_some_and(Candidate::is_sound) && !plan.kept.iter().any(is_sound) {
+                doubts.push(format!("{id} is the only backup without damaged pages"));
             }
         }
         Wish::Forget => {
             if present.newest().is_some_and(|newest| newest >= now - GRACE) {
                 doubts.push("something was stored for this cluster within the last two days".to_owned());
             }
+        }
+    }
+    doubts
+}
+
+/// Backups whose recorded times cannot be right: a policy goes by them.
+fn order(present: &Present, now: Timestamp) -> Vec<String> {
+    let mut doubts = Vec::new();
+    let backups: Vec<&Backup> = present.candidates.iter().map(|candidate| &candidate.backup).collect();
+    if let Some(early) = backups.iter().find(|backup| backup.stop_time > now + CLOCKS) {
+        doubts.push(format!("backup {} is recorded to have ended at {}, which is to come", early.id, early.stop_time));
+    }
+    for (number, later) in backups.iter().enumerate() {
+        let mut before = backups.iter().take(number).rev();
+        let earlier = before.find(|earlier| earlier.end_timeline() == later.end_timeline());
+        if let Some(earlier) = earlier.filter(|earlier| earlier.stop_lsn > later.stop_lsn) {
+            let (one, other) = (&earlier.id, &later.id);
+            doubts.push(format!("backup {one} ended before {other} by the clock, and behind it by the LSN"));
         }
     }
     doubts

@@ -9,6 +9,7 @@ use walkeep_common::config::Retention;
 use walkeep_common::repository::backup::Backup;
 use walkeep_common::repository::layout::BackupId;
 use walkeep_common::wal::history::TimelineHistory;
+use walkeep_common::wal::segment::Timeline;
 
 use crate::pins::Pin;
 
@@ -23,13 +24,19 @@ pub struct Candidate {
     pub pins: Vec<Pin>,
 }
 
-/// A branch on which there may be moments within the window.
+/// Nothing that belongs to no complete backup is touched before nobody has stored anything beside it for so long: it may be
+/// a backup under way, on any host. A branch of the cluster's history to which something was added since is in use.
+pub const GRACE: SignedDuration = SignedDuration::from_hours(48);
+
+/// A branch of the cluster's history.
 #[derive(Debug, Clone)]
 pub struct Branch {
     /// Its history.
     pub history: TimelineHistory,
-    /// When the newest of its segments was stored, by the store's clock.
+    /// When the newest of its objects was stored, by the store's clock.
     pub newest: Timestamp,
+    /// Whether it is the newest there is: a server may be on it, however idle.
+    pub is_newest: bool,
 }
 
 /// Why a backup is kept.
@@ -60,6 +67,16 @@ pub enum Reason {
     },
     /// Somebody pinned it.
     Pinned(Pin),
+    /// It is the newest from which a timeline in use can be recovered to.
+    Branch {
+        /// That timeline.
+        timeline: Timeline,
+    },
+    /// A backup that is kept builds on it.
+    Parent {
+        /// That backup.
+        of: BackupId,
+    },
     /// It is the newest that can be restored.
     Newest,
     /// It is the newest that can be restored and has no damaged pages.
@@ -80,6 +97,18 @@ pub enum Keeps {
 
 /// Why, and with how much WAL, each kept backup is kept. What is not in here is removed.
 pub type Selection = BTreeMap<BackupId, (Keeps, BTreeSet<Reason>)>;
+
+impl Branch {
+    /// Whether a server may be on it.
+    fn is_in_use(&self, now: Timestamp) -> bool {
+        self.is_newest || self.newest >= now - GRACE
+    }
+
+    /// Whether recovery goes from this backup to here.
+    fn is_reached_by(&self, backup: &Backup) -> bool {
+        self.history.passes_through(backup.end_timeline(), backup.stop_lsn)
+    }
+}
 
 impl Candidate {
     /// Whether it can be restored, as far as listings tell.
@@ -111,6 +140,13 @@ pub fn select(candidates: &[Candidate], policy: &Retention, branches: &[Branch],
             keep(&mut kept, candidate, *keeps, Reason::NotCounted);
         }
     }
+    // Newest first, so that a parent's own parent is kept too.
+    for child in candidates.iter().rev() {
+        let parent = candidates.iter().find(|parent| child.backup.parent.as_ref() == Some(&parent.backup.id));
+        if let (Some(parent), Some((keeps, _))) = (parent, kept.get(&child.backup.id).cloned()) {
+            keep(&mut kept, parent, keeps, Reason::Parent { of: child.backup.id.clone() });
+        }
+    }
     kept
 }
 
@@ -129,6 +165,12 @@ fn counting(counted: &[&Candidate], policy: &Retention, branches: &[Branch], now
     if let Some(newest) = counted.iter().rfind(|candidate| candidate.backup.bad_pages.is_empty()) {
         keep(&mut kept, newest, Keeps::AllWalSince, Reason::NewestSound);
     }
+    for branch in branches.iter().filter(|branch| branch.is_in_use(now)) {
+        if let Some(newest) = counted.iter().rfind(|candidate| branch.is_reached_by(&candidate.backup)) {
+            let timeline = branch.history.timeline();
+            keep(&mut kept, newest, Keeps::AllWalSince, Reason::Branch { timeline });
+        }
+    }
     if let Some(of) = policy.keep_full {
         for (candidate, number) in counted.iter().rev().zip(1..=of) {
             keep(&mut kept, candidate, Keeps::AllWalSince, Reason::Full { number, of });
@@ -139,10 +181,9 @@ fn counting(counted: &[&Candidate], policy: &Retention, branches: &[Branch], now
         for candidate in counted.iter().filter(|candidate| candidate.backup.stop_time > start) {
             keep(&mut kept, candidate, Keeps::AllWalSince, Reason::Window { days });
         }
-        for branch in branches.iter().filter(|branch| branch.newest >= start) {
+        for branch in branches.iter().filter(|branch| branch.is_newest || branch.newest >= start) {
             let reaches = |candidate: &&&Candidate| {
-                let backup = &candidate.backup;
-                backup.stop_time <= start && branch.history.passes_through(backup.end_timeline(), backup.stop_lsn)
+                candidate.backup.stop_time <= start && branch.is_reached_by(&candidate.backup)
             };
             if let Some(candidate) = counted.iter().rfind(reaches) {
                 keep(&mut kept, candidate, Keeps::AllWalSince, Reason::WindowStart { days });

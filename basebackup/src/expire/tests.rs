@@ -16,8 +16,8 @@ use walkeep_common::wal::segment::{SegmentName, SegmentSize, Timeline};
 use walkeep_common::wal_archive::inventory::Inventory;
 
 use super::gather::{Incomplete, Present, problem_of};
-use super::plan::{GRACE, Plan, Wish, plan};
-use super::policy::{Candidate, Keeps, window_start};
+use super::plan::{Plan, Wish, plan};
+use super::policy::{Candidate, GRACE, Keeps, window_start};
 use crate::pins::Pin;
 
 const CASES: u64 = 1000;
@@ -156,6 +156,7 @@ impl World {
         });
         Present {
             system_identifier: 7,
+            ids: self.backups.iter().map(|backup| backup.id.clone()).collect(),
             candidates: candidates.collect(),
             incomplete: Vec::new(),
             unusable: Vec::new(),
@@ -292,6 +293,34 @@ fn every_moment_of_the_promised_window_stays_reachable() {
 }
 
 #[test]
+fn a_branch_in_use_keeps_a_backup_that_leads_to_it() {
+    each_case(|world, policy, dice| {
+        let lost = (0..world.wal.len()).filter(|_| dice.u8(..60) == 0).collect();
+        let present = world.present(&lost, &BTreeMap::new());
+        let plan = plan(&present, &Wish::Policy(*policy), world.now);
+        let before = names(&present.wal);
+        let after: BTreeSet<String> = before.difference(&names(&plan.wal.objects)).cloned().collect();
+        let whole: Vec<&Backup> = present.candidates.iter().filter(|c| c.is_whole()).map(|c| &c.backup).collect();
+        for branch in present.branches() {
+            if !(branch.is_newest || branch.newest >= world.now - GRACE) {
+                continue;
+            }
+            let timeline = branch.history.timeline().0;
+            for number in 1..=world.lines[&timeline].end / SEGMENT {
+                let reached = |wal| move |backup: &&Backup| world.reaches(backup, timeline, number, wal);
+                // With the newest backup before it, everything from there on.
+                let newest =
+                    whole.iter().rfind(|backup| branch.history.passes_through(backup.timeline, backup.stop_lsn));
+                if newest.copied().filter(reached(&before)).is_some() {
+                    let is_reached = plan.kept.iter().map(|kept| &kept.backup).any(|backup| reached(&after)(&backup));
+                    assert!(is_reached, "segment {number} of timeline {timeline} is no longer reached");
+                }
+            }
+        }
+    });
+}
+
+#[test]
 fn a_listing_of_wal_that_lacks_something_removes_nothing_that_is_needed() {
     each_case(|world, policy, dice| {
         let pins = draw_pins(world, dice);
@@ -337,6 +366,12 @@ fn what_a_running_backup_may_need_stays_and_a_dead_one_goes_after_the_grace_peri
         let plan = plan(&present, &Wish::Policy(*policy), world.now);
         assert_eq!(plan.debris.iter().any(|debris| debris.id == id && debris.must_be_claimed), is_dead);
         assert_eq!(plan.under_way.len(), usize::from(!is_dead));
+        let without =
+            super::plan::plan(&world.present(&BTreeSet::new(), &BTreeMap::new()), &Wish::Policy(*policy), world.now);
+        assert!(
+            names(&plan.wal.objects).is_subset(&names(&without.wal.objects)),
+            "only a complete backup makes WAL needless"
+        );
         if !is_dead {
             let gone = names(&plan.wal.objects);
             let first = backup.start_lsn.0 / SEGMENT;

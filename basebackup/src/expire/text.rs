@@ -81,7 +81,8 @@ pub(super) fn done(plan: &Plan, done: &Done) -> String {
 }
 
 fn kept(kept: &Kept) -> Vec<String> {
-    let is_said = |reason: &&Reason| **reason != Reason::NewestSound || !kept.reasons.contains(&Reason::Newest);
+    let is_newest = kept.reasons.contains(&Reason::Newest);
+    let is_said = |reason: &&Reason| !is_newest || !matches!(reason, Reason::NewestSound | Reason::Branch { .. });
     let mut reasons: Vec<String> = kept.reasons.iter().filter(is_said).map(reason).collect();
     if let Some(problem) = &kept.problem {
         reasons.push(format!("CANNOT BE RESTORED: {problem}"));
@@ -102,6 +103,8 @@ fn reason(reason: &Reason) -> String {
         Reason::WindowStart { days } => format!("where the last {days} days begin"),
         Reason::Period { period } => format!("the newest of {period}"),
         Reason::Pinned(pin) => pin.to_text(),
+        Reason::Branch { timeline } => format!("the newest on the way to timeline {timeline}, which is in use"),
+        Reason::Parent { of } => format!("what {of} builds on"),
         Reason::Newest => "the newest".to_owned(),
         Reason::NewestSound => "the newest without damaged pages".to_owned(),
         Reason::NotCounted => "not counted".to_owned(),
@@ -167,8 +170,8 @@ fn cluster(plan: &Plan, done: Option<&Done>) -> Value {
         "done": done.map(|done| json!({
             "objects": done.objects,
             "stored_size": done.stored_size,
-            "refused": done.refused.iter().map(|(key, error)| {
-                json!({ "object": key.to_string(), "problem": error.to_string() })
+            "refused": done.refused.iter().map(|undeleted| {
+                json!({ "object": undeleted.key.to_string(), "problem": undeleted.error.to_string() })
             }).collect::<Vec<_>>(),
         })),
     })

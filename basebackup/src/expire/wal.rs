@@ -27,17 +27,20 @@ pub struct Holding {
     pub stop_lsn: Option<Lsn>,
     /// How much it holds.
     pub keeps: Keeps,
+    /// Whether it can be restored: only then does it make older WAL unnecessary.
+    pub is_whole: bool,
 }
 
 impl Holding {
     /// A complete backup's.
-    pub fn of(backup: &Backup, keeps: Keeps) -> Self {
+    pub fn of(backup: &Backup, keeps: Keeps, is_whole: bool) -> Self {
         Self {
             timeline: backup.timeline,
             end_timeline: backup.end_timeline(),
             start_lsn: backup.start_lsn,
             stop_lsn: Some(backup.stop_lsn),
             keeps,
+            is_whole,
         }
     }
 }
@@ -53,6 +56,8 @@ pub struct Rules<'r> {
     pub covered: &'r [Covered],
     /// A branch to which something was added since then may be in use.
     pub quiet_since: Timestamp,
+    /// A branch that may be in use however quiet it is: the newest of a cluster that lives.
+    pub alive: Option<Timeline>,
 }
 
 impl Rules<'_> {
@@ -64,7 +69,9 @@ impl Rules<'_> {
             let newest = newest.entry(name.timeline).or_insert(object.modified);
             *newest = (*newest).max(object.modified);
         }
-        let is_quiet = |timeline| newest.get(&timeline).is_some_and(|newest| *newest < self.quiet_since);
+        let is_quiet = |timeline| {
+            self.alive != Some(timeline) && newest.get(&timeline).is_some_and(|newest| *newest < self.quiet_since)
+        };
         let goes = |name: SegmentName| {
             let Some(number) = name.number(self.inventory.segment_size()) else { return false };
             !self.is_needed(name.timeline, number)
@@ -75,7 +82,7 @@ impl Rules<'_> {
     }
 
     /// Whether anything that is kept needs the segment.
-    fn is_needed(&self, timeline: Timeline, number: u64) -> bool {
+    pub fn is_needed(&self, timeline: Timeline, number: u64) -> bool {
         let size = self.inventory.segment_size();
         self.holdings.iter().any(|holding| {
             let last = match (holding.keeps, holding.stop_lsn) {
@@ -91,7 +98,7 @@ impl Rules<'_> {
     /// need an older backup, which would hold the segment itself.
     fn is_superseded(&self, timeline: Timeline, number: u64) -> bool {
         let size = self.inventory.segment_size();
-        self.holdings.iter().any(|holding| {
+        self.holdings.iter().filter(|holding| holding.is_whole).any(|holding| {
             number < segment_of(holding.start_lsn, size)
                 && self.inventory.has_history(holding.timeline)
                 && self.lies_on(timeline, number, holding.timeline)

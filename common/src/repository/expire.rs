@@ -68,6 +68,26 @@ pub struct RemovedBackup {
     pub stop_time: Timestamp,
 }
 
+/// `expire/<id>.done`: the run has ended. Only then is a segment that it removed, and that is gone, known not to be lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExpireDone {
+    /// The format's version.
+    pub walkeep: u32,
+    /// The record's id.
+    pub id: BackupId,
+    /// The cluster's system identifier.
+    #[serde(with = "text_or_number")]
+    pub system_identifier: u64,
+    /// When it ended.
+    pub finished: Timestamp,
+    /// Objects that were deleted.
+    pub objects: u64,
+    /// Their stored bytes.
+    pub stored_size: u64,
+    /// Keys that the store did not delete.
+    pub refused: Vec<String>,
+}
+
 /// Consecutive segments, first and last by their names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WalRange {
@@ -100,27 +120,49 @@ pub struct Range {
 /// What all runs so far have removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Expired {
-    /// WAL.
+    /// WAL, by runs that ended.
     pub wal: Vec<Range>,
+    /// WAL that runs meant to remove which did not end: what of it is gone was removed, or lost.
+    pub pending: Vec<Range>,
+    /// Backups that such runs meant to remove, and may be removing now.
+    pub being_removed: BTreeSet<BackupId>,
     /// Where removed backups began.
     pub since: Vec<Covered>,
     /// Backups that the newest records removed.
     pub backups: BTreeSet<BackupId>,
     /// Backups that the newest record left.
     pub kept: BTreeSet<BackupId>,
+    /// The ids of all records.
+    pub records: BTreeSet<BackupId>,
     /// Records that cannot be read, and why.
     pub unreadable: Vec<(String, String)>,
 }
 
 impl Expired {
-    /// Adds what a newer record says.
-    pub fn add(&mut self, record: &ExpireRecord, size: SegmentSize) {
-        self.wal.extend(record.expired_wal.iter().filter_map(|range| range.numbers(size)));
-        self.wal = merged(std::mem::take(&mut self.wal));
+    /// Adds what a newer record says, of a run that ended or not.
+    pub fn add(&mut self, record: &ExpireRecord, is_done: bool, size: SegmentSize) {
+        let numbers = |ranges: &[WalRange]| ranges.iter().filter_map(|range| range.numbers(size)).collect::<Vec<_>>();
+        if is_done {
+            self.wal.extend(numbers(&record.expired_wal));
+            self.wal = merged(std::mem::take(&mut self.wal));
+            // It has carried on what runs before it left open.
+            self.pending.clear();
+            self.being_removed.clear();
+        } else {
+            self.being_removed.extend(record.removed.iter().map(|removed| removed.id.clone()));
+            self.pending.extend(numbers(&record.wal));
+        }
         self.since.extend(&record.expired_since);
         self.since = firsts(std::mem::take(&mut self.since));
         self.backups.extend(record.removed.iter().map(|removed| removed.id.clone()));
         self.kept = record.kept.iter().cloned().collect();
+    }
+}
+
+impl ExpireDone {
+    /// The object's bytes, with their checksum.
+    pub fn to_bytes(&self) -> serde_json::Result<Vec<u8>> {
+        serde_json::to_vec_pretty(self).map(|json| seal(&json))
     }
 }
 
@@ -213,9 +255,15 @@ mod tests {
         let first = record(&[range("000000010000000000000001", "000000010000000000000004")], 50);
         assert_eq!(ExpireRecord::parse(&first.to_bytes().unwrap()), Ok(first.clone()));
         assert!(ExpireRecord::parse(&serde_json::to_vec(&first).unwrap()).is_err(), "without its checksum");
-        expired.add(&first, size);
-        expired.add(&record(&[range("000000010000000000000005", "000000010000000000000007")], 90), size);
-        expired.add(&record(&[range("000000020000000000000007", "000000010000000000000009")], 70), size);
+        expired.add(&first, true, size);
+        let mut interrupted = record(&[range("000000010000000000000005", "000000010000000000000009")], 60);
+        interrupted.wal.clone_from(&interrupted.expired_wal);
+        expired.add(&interrupted, false, size);
+        assert_eq!(expired.wal, [Range { timeline: Timeline(1), first: 1, last: 4 }]);
+        assert_eq!(expired.pending, [Range { timeline: Timeline(1), first: 5, last: 9 }]);
+        expired.add(&record(&[range("000000010000000000000005", "000000010000000000000007")], 90), true, size);
+        expired.add(&record(&[range("000000020000000000000007", "000000010000000000000009")], 70), true, size);
+        assert!(expired.pending.is_empty(), "carried on");
         assert_eq!(expired.wal, [Range { timeline: Timeline(1), first: 1, last: 7 }]);
         assert_eq!(expired.since, [Covered { timeline: Timeline(1), start_lsn: Lsn(50) }]);
     }

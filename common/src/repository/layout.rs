@@ -146,6 +146,11 @@ impl Layout {
         self.below(&["expire", &format!("{id}.json")])
     }
 
+    /// What is stored when such a run has ended.
+    pub fn expire_done(&self, id: &BackupId) -> Path {
+        self.below(&["expire", &format!("{id}.done")])
+    }
+
     /// The folder of all pins.
     pub fn pins_folder(&self) -> Path {
         self.below(&["pins"])

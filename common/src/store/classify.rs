@@ -61,6 +61,15 @@ pub(super) fn lacks_rights(error: &StoreError) -> bool {
     is_refusal(error) || mentions(&text(error), &RIGHTS_CODES)
 }
 
+/// Whether the store keeps an object because it was told to.
+pub(super) fn is_protected(error: &StoreError) -> bool {
+    const WORDS: [&str; 6] =
+        ["ObjectLocked", "object lock", "Object Lock", "retention", "BlobImmutable", "immutability policy"];
+    // EPERM: a file that may not be changed, and not one we have no rights to.
+    let is_immutable_file = io_cause(error).is_some_and(|error| error.raw_os_error() == Some(1));
+    is_immutable_file || mentions(&without_addresses(&text(error)), &WORDS)
+}
+
 /// Whether the store does not know conditional puts.
 pub(super) fn is_not_implemented(error: &StoreError) -> bool {
     matches!(error, StoreError::NotImplemented { .. }) || status(&text(error)) == Some(501)

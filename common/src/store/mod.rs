@@ -26,6 +26,7 @@ use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload};
 
 pub use self::create_only::CreateOnly;
+pub use self::delete::Undeleted;
 pub use self::directory::StaleFile;
 pub use self::health::Health;
 pub use self::open::place;
