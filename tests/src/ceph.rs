@@ -90,6 +90,20 @@ impl Ceph {
         credentials
     }
 
+    /// Lets nobody delete from this bucket, its owner included.
+    pub fn deny_deletion(&self, bucket: &str) {
+        let policy = format!(
+            r#"{{"Version":"2012-10-17","Statement":[{{"Effect":"Deny","Principal":"*","Action":"s3:DeleteObject","Resource":"arn:aws:s3:::{bucket}/*"}}]}}"#
+        );
+        let digest = tool("sh", ["-c", "printf %s \"$1\" | sha256sum | cut -d ' ' -f 1", "sh", &policy]);
+        let url = format!("{}/{bucket}?policy=", self.endpoint);
+        let user = format!("{}:{}", self.owner.access_key, self.owner.secret_key);
+        let signing = format!("aws:amz:{REGION}:s3");
+        let header = format!("x-amz-content-sha256: {digest}");
+        let arguments = ["-sS", "--fail-with-body", "--aws-sigv4", &signing, "-u", &user, "-X", "PUT", "-H", &header];
+        tool("curl", arguments.into_iter().chain(["--data-binary", &policy, &url]));
+    }
+
     /// What its processes have logged, for the message of a failing test.
     pub fn log(&self) -> String {
         self.daemons.iter().map(Daemon::log).collect()

@@ -339,8 +339,12 @@ fn a_store_that_overwrites_refuses_or_has_another_time_turns_its_line_red() {
     Report::of(checking(&overwrites, &server, &[])).expect(&["create_only warning", "drill warning"]);
 
     let mut repository = Repository::ceph();
+    let bucket = repository.url().split('/').nth(2).unwrap().to_owned();
+    ceph::shared().deny_deletion(&bucket);
     let server = healthy(&repository).start();
     take(&repository, &server);
+    let report = Report::of(checking(&repository, &server, &[]));
+    assert!(report.expect(&["drill warning"]).finding("delete")["text"].as_str().unwrap().contains("cannot delete"));
     let with_clock = |offset: &str| {
         let run = checking(&repository, &server, &[]).under(["faketime", "-f", offset]);
         Report::of(run.env("DONT_FAKE_MONOTONIC", "1"))
@@ -360,25 +364,43 @@ fn a_store_that_overwrites_refuses_or_has_another_time_turns_its_line_red() {
 }
 
 #[test]
-fn a_standby_is_checked_for_what_it_has_to_do() {
+fn a_standby_is_checked_for_what_it_has_to_do_and_so_is_what_becomes_of_it() {
     let repository = Repository::directory();
-    let primary = healthy(&repository).start();
+    let mut primary = healthy(&repository).start();
     take(&repository, &primary);
     let place = Place::new();
     let conninfo = format!("host={} user=postgres", primary.socket_directory().display());
-    place.restore(&repository, &["--standby", "--primary-conninfo", &conninfo]);
+    place.restore(&repository, &["--standby", "--primary-conninfo", &conninfo, "--keep-archiving"]);
     let mut standby = server_on(&place.data(), &repository);
     standby.configure(&["fsync = on"]);
     standby.start();
-    let check = || Report::of(checking(&repository, &standby, &[]));
-    let report = check();
+    let check = |server: &Cluster| Report::of(checking(&repository, server, &[]));
+    let report = check(&standby);
     report.expect(&["drill warning"]);
     assert_eq!(report.finding("read_back")["outcome"], "passed");
     assert!(report.finding("restore_command")["text"].as_str().unwrap().contains("archive-get"), "{}", report.finished);
     set(&standby, "restore_command", "");
-    check().expect(&["restore_command warning", "drill warning"]);
+    check(&standby).expect(&["restore_command warning", "drill warning"]);
     set(&standby, "restore_command", "cp /nowhere/%f %p");
-    check().expect(&["restore_command warning", "drill warning"]);
+    check(&standby).expect(&["restore_command warning", "drill warning"]);
+
+    // On a new timeline, what only the server that wrote it can miss is missed: the end of the archive, and its history.
+    primary.stop(StopMode::Fast);
+    standby.promote();
+    standby.wait_until_archived(&standby.finish_segment());
+    check(&standby).expect(&["drill warning"]);
+    let objects = repository.objects();
+    let last = objects.iter().rfind(|key| key.contains("/wal/00000002") && !key.ends_with(".history.zst")).unwrap();
+    for (key, found) in [
+        (last.as_str(), &["acknowledged failed", "wal failed", "drill warning"][..]),
+        (repository.find("/00000002.history.zst").as_str(), &["history failed", "drill warning"]),
+    ] {
+        let bytes = repository.read(key);
+        repository.delete(key);
+        check(&standby).expect(found);
+        repository.write(key, &bytes);
+    }
+    check(&standby).expect(&["drill warning"]);
 }
 
 #[test]

@@ -151,7 +151,8 @@ fn nothing_that_is_spoilt_passes() {
     assert!(objects.iter().any(|key| key.ends_with("configuration.tar.zst")));
     assert!(objects.iter().any(|key| key.contains("/wal/") && key.contains("/base/")), "a segment kept with a backup");
     assert!(objects.iter().any(|key| key.ends_with(".history.zst")));
-    // Names and ends of the timelines' last segments: without them the archive ends earlier, and nobody could tell.
+    // The timelines' last segments: without them the archive ends earlier. Only beside the server that wrote them can that be
+    // noticed, by `check`.
     let segments = |timeline: &str| {
         let is_of_it = |key: &String| {
             key.contains(&format!("/wal/{timeline}")) && !key.contains("/base/") && !key.contains(".backup.")

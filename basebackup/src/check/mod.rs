@@ -8,6 +8,7 @@ mod acknowledged;
 mod args;
 mod command;
 mod finding;
+mod links;
 mod local;
 mod programs;
 mod queue;
@@ -158,6 +159,7 @@ impl<'c> Check<'c> {
             let programs = programs::judge(&server, &condition.restore_command, &surroundings, self.config).await;
             can_archive &= programs.can_archive;
             self.found.add(programs.findings);
+            self.found.add(links::judge(directory));
         }
         can_archive &= !(server.settings.archive_command.is_empty() && server.settings.archive_library.is_empty());
         Ok(Patient { session, server, data_directory, can_archive })

@@ -252,4 +252,15 @@ mod tests {
             assert!(text.contains(words) && !text.contains("hunter2"), "{text}");
         }
     }
+
+    #[tokio::test]
+    async fn a_library_stands_in_the_way_of_the_command() {
+        let mut server = super::super::settings::tests::server();
+        server.settings.archive_library = "basic_archive".to_owned();
+        let surroundings = Surroundings { data_directory: "/nonexistent".into(), variables: None };
+        let programs = judge(&server, "", &surroundings, &config("s3://b/p")).await;
+        assert!(programs.findings[0].check == "archive_library" && programs.findings[0].outcome == Outcome::Failed);
+        server.in_recovery = true;
+        assert_eq!(judge(&server, "", &surroundings, &config("s3://b/p")).await.findings[0].check, "restore_command");
+    }
 }
