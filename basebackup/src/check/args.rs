@@ -19,7 +19,7 @@ pub struct CheckArgs {
     #[command(flatten)]
     pub connection: ConnectionArgs,
     /// Check the repository and what is in it, without a server
-    #[arg(long, conflicts_with_all = ["dbname", "host", "port", "username"])]
+    #[arg(long, conflicts_with_all = ["dbname", "host", "port", "username", "server"])]
     pub repository_only: bool,
     /// How old the newest backup may be
     #[arg(long, value_name = "TIME", default_value = "25h", value_parser = parse_duration)]
