@@ -10,12 +10,14 @@ use super::place::Place;
 #[test]
 fn how_things_stand_is_told_to_people_and_to_monitoring() {
     let place = Place::with(Repository::ceph(), |options| {
-        options.archive_command("archive-push %p").configure("archive_timeout = '60s'")
+        options.archive_command("archive-push %p").configure("archive_timeout = '60s'").configure("fsync = on")
     });
     place.sh("basebackup take; mkdir /srv/metrics").expect_code(0);
     place.server.wait_until_archived(&place.server.finish_segment());
 
     let mut section = Section::read("monitoring.md", "By hand");
+    let said = section.run(&place);
+    section.expect_of(&place, &said);
     let said = section.run(&place);
     section.expect_of(&place, &said);
     section.end();
@@ -24,6 +26,12 @@ fn how_things_stand_is_told_to_people_and_to_monitoring() {
     section.run(&place);
     let metrics = fs::read_to_string(place.path("/srv/metrics/walkeep.prom")).unwrap();
     assert!(metrics.contains("walkeep_repository_up{cluster=\"main\"} 1"), "{metrics}");
+    section.next("text");
+    section.end();
+
+    let mut section = Section::read("monitoring.md", "Nagios, Icinga, Checkmk");
+    let said = section.try_run(&place);
+    section.expect_of(&place, &said);
     section.next("text");
     section.end();
 

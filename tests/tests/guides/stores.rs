@@ -116,6 +116,10 @@ fn each_program_does_its_work_with_its_own_rights_and_no_others() {
     server.wait_until_archived(&server.finish_segment());
     bucket.keys("00000002.history.zst");
 
+    // check, as the same: it sees that these credentials cannot delete.
+    let checked = basebackup(&bucket.repository, &["check", "--repository-only"]).finish();
+    assert!(checked.expect_code(0).stdout.contains("these credentials cannot delete"), "{checked}");
+
     // Reading, with a recovery through archive-get.
     bucket.become_user(&read);
     for words in [&["list"][..], &["show", "latest"], &["verify", "--all", "--wal"]] {
