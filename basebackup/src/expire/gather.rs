@@ -11,7 +11,7 @@ use walkeep_common::repository::layout::{BackupId, Layout, WalObject};
 use walkeep_common::store::{Listed, StaleFile};
 use walkeep_common::wal::history::TimelineHistory;
 use walkeep_common::wal::name::WalFileName;
-use walkeep_common::wal::segment::{SegmentSize, Timeline};
+use walkeep_common::wal::segment::{SegmentName, SegmentSize, Timeline, segment_of};
 use walkeep_common::wal_archive::WalArchive;
 use walkeep_common::wal_archive::inventory::Inventory;
 
@@ -140,28 +140,39 @@ pub async fn gather(archive: &WalArchive, now: Timestamp) -> Result<Present> {
 }
 
 impl Present {
-    /// The timelines that recovery can follow, with the time of what was archived of them last, histories included.
+    /// The timelines that recovery can follow, with the times of what was archived of them last, histories included.
     pub fn branches(&self) -> Vec<Branch> {
         let Some(inventory) = &self.inventory else { return Vec::new() };
-        let mut newest: BTreeMap<Timeline, Timestamp> = BTreeMap::new();
+        let Some(newest_timeline) = inventory.newest_timeline() else { return Vec::new() };
+        let (current, size) = (inventory.history(newest_timeline), inventory.segment_size());
+        let is_apart = |segment: SegmentName| match current.switch_point(segment.timeline) {
+            Some(left) => segment.number(size).is_some_and(|number| number > segment_of(left, size)),
+            None => true,
+        };
+        let mut times: BTreeMap<Timeline, (Timestamp, Option<Timestamp>)> = BTreeMap::new();
         for object in &self.wal {
-            let timeline = match object.key.filename().and_then(WalObject::parse).map(|parsed| parsed.name) {
+            let name = object.key.filename().and_then(WalObject::parse).map(|parsed| parsed.name);
+            let segment = name.and_then(WalFileName::segment);
+            let timeline = match name {
                 Some(WalFileName::History(timeline)) => timeline,
-                Some(name) => match name.segment() {
+                _ => match segment {
                     Some(segment) => segment.timeline,
                     None => continue,
                 },
-                None => continue,
             };
-            let newest = newest.entry(timeline).or_insert(object.modified);
+            let (newest, apart) = times.entry(timeline).or_insert((object.modified, None));
             *newest = (*newest).max(object.modified);
+            if segment.is_some_and(is_apart) {
+                *apart = (*apart).max(Some(object.modified));
+            }
         }
-        let known = newest.into_iter().filter(|(timeline, _)| inventory.has_history(*timeline));
+        let known = times.into_iter().filter(|(timeline, _)| inventory.has_history(*timeline));
         known
-            .map(|(timeline, newest)| Branch {
+            .map(|(timeline, (newest, apart))| Branch {
                 history: inventory.history(timeline),
                 newest,
-                is_newest: inventory.newest_timeline() == Some(timeline),
+                apart,
+                is_newest: timeline == newest_timeline,
             })
             .collect()
     }

@@ -35,6 +35,8 @@ pub struct Branch {
     pub history: TimelineHistory,
     /// When the newest of its objects was stored, by the store's clock.
     pub newest: Timestamp,
+    /// When something was stored last that lies on no way to the newest timeline: a server is still on this one.
+    pub apart: Option<Timestamp>,
     /// Whether it is the newest there is: a server may be on it, however idle.
     pub is_newest: bool,
 }
@@ -100,8 +102,8 @@ pub type Selection = BTreeMap<BackupId, (Keeps, BTreeSet<Reason>)>;
 
 impl Branch {
     /// Whether a server may be on it.
-    fn is_in_use(&self, now: Timestamp) -> bool {
-        self.is_newest || self.newest >= now - GRACE
+    pub fn is_in_use(&self, now: Timestamp) -> bool {
+        self.is_newest || self.apart.is_some_and(|stored| stored >= now - GRACE)
     }
 
     /// Whether recovery goes from this backup to here.

@@ -302,7 +302,7 @@ fn a_branch_in_use_keeps_a_backup_that_leads_to_it() {
         let after: BTreeSet<String> = before.difference(&names(&plan.wal.objects)).cloned().collect();
         let whole: Vec<&Backup> = present.candidates.iter().filter(|c| c.is_whole()).map(|c| &c.backup).collect();
         for branch in present.branches() {
-            if !(branch.is_newest || branch.newest >= world.now - GRACE) {
+            if !branch.is_in_use(world.now) {
                 continue;
             }
             let timeline = branch.history.timeline().0;
