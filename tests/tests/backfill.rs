@@ -116,7 +116,7 @@ fn a_backfill_that_is_killed_half_way_is_gone_on_with() {
     standby.promote();
     let mut killed = 0;
     for segment in segments.iter().step_by(2) {
-        until("the next segment to be archived", SOON, || archived(&repository, segment).then_some(()));
+        until("the next segment to be archived", SOON * 2, || archived(&repository, segment).then_some(()));
         killed += kill_pushes(&standby);
         // A killed command ends the archiver process, and a new one comes with the next connection.
         standby.sql("select 1");
