@@ -30,11 +30,12 @@ setup:
 check-dependencies:
 	packaging/check-dependencies.sh
 
+# The scenario tests wait as much as they compute: one more at a time than there are processors.
 test: setup check check-dependencies
 	$(CARGO) build --workspace --bins --locked
 	$(CARGO) test --workspace --lib --bins --locked
 	$(CARGO) test --workspace --doc --locked
-	$(CARGO) test --workspace --test '*' --locked
+	RUST_TEST_THREADS=$$(($$(nproc) + 1)) $(CARGO) test --workspace --test '*' --locked
 
 # The scenario tests against the programs as the package has them.
 test-package: setup packages
