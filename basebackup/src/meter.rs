@@ -1,4 +1,4 @@
-//! How far a copy of many bytes is: a line that is drawn again on a terminal, otherwise a line a minute. SIGUSR1 has it
+//! How far a copy of many bytes or files is: a line that is drawn again on a terminal, otherwise a line a minute. SIGUSR1 has it
 //! printed at once.
 
 use std::collections::VecDeque;
@@ -19,13 +19,21 @@ const EVERY_SECOND: Duration = Duration::from_secs(1);
 const WINDOW: usize = 20;
 const WIDEST_BAR: usize = 30;
 
-/// Bytes copied so far.
+/// How much of something is done.
 #[derive(Debug)]
 pub(crate) struct Meter {
     verb: &'static str,
+    unit: Unit,
     total: u64,
     done: AtomicU64,
     stored: AtomicU64,
+}
+
+/// What is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unit {
+    Bytes,
+    Files,
 }
 
 /// How often progress is told where standard error is no terminal.
@@ -67,10 +75,15 @@ impl Requests {
 impl Meter {
     /// Counts up to `total` bytes that are `verb`, such as "copied".
     pub(crate) fn new(verb: &'static str, total: u64) -> Self {
-        Self { verb, total, done: AtomicU64::new(0), stored: AtomicU64::new(0) }
+        Self { verb, unit: Unit::Bytes, total, done: AtomicU64::new(0), stored: AtomicU64::new(0) }
     }
 
-    /// Counts what was copied.
+    /// Counts up to `total` files that are `verb`, such as "created".
+    pub(crate) fn of_files(verb: &'static str, total: usize) -> Self {
+        Self { unit: Unit::Files, ..Self::new(verb, total as u64) }
+    }
+
+    /// Counts what was done.
     pub(crate) fn add(&self, count: u64) {
         let _ = self.done.fetch_add(count, Ordering::Relaxed);
     }
@@ -145,7 +158,11 @@ impl Meter {
             stored => format!(", {} stored", bytes(stored)),
         };
         let (verb, percent) = (self.verb, self.percent(done));
-        format!("{verb} {} of {} ({percent} %), {}/s, {remaining}{stored}", bytes(done), bytes(self.total), bytes(rate))
+        let (done, total, rate) = match self.unit {
+            Unit::Bytes => (bytes(done), bytes(self.total), bytes(rate)),
+            Unit::Files => (done.to_string(), format!("{} files", self.total), rate.to_string()),
+        };
+        format!("{verb} {done} of {total} ({percent} %), {rate}/s, {remaining}{stored}")
     }
 
     /// The text with a bar before it, as far as there is room.
@@ -198,6 +215,8 @@ mod tests {
         for width in [1, 10, 80, 86, 90, 104, 200] {
             assert!(meter.drawn(200 << 20, 10 << 20, width).len() < width.max(2), "{width}");
         }
+        let line = "created 1500 of 6000 files (25 %), 500/s, about 9 s left";
+        assert_eq!(Meter::of_files("created", 6000).text(1500, 500), line);
         assert_eq!(Meter::new("copied", 0).text(0, 1), "copied 0 B of 0 B (100 %), 1 B/s, about 0 s left");
     }
 

@@ -123,7 +123,7 @@ fn a_bucket_that_refuses_us_is_named_by_every_program() {
     DataDirectory::with_wal(ours()).push(&repository, ours().segments(1)[1]).finish().expect_code(0);
 }
 
-/// A file system of so many bytes, for as long as the test runs.
+/// A file system of so many bytes (and more of mount's options, if any), for as long as the test runs.
 pub(crate) struct SmallDisk {
     directory: PathBuf,
     /// Goes after it was unmounted.
@@ -197,6 +197,12 @@ fn a_disk_that_is_too_small_for_a_restore_is_noticed_before_anything_is_written(
     let refused = basebackup(&repository, &["restore", "-D", target.to_str().unwrap()]).finish();
     refused.expect_code(1).expect_stderr(&["not enough space", target.to_str().unwrap(), "needed", "free", "HINT: "]);
     assert!(!target.exists());
+    if let Some(roomy) = SmallDisk::mount("1g,nr_inodes=100") {
+        let target = roomy.path().join("data");
+        let refused = basebackup(&repository, &["restore", "-D", target.to_str().unwrap()]).finish();
+        refused.expect_code(1).expect_stderr(&["not enough inodes", target.to_str().unwrap(), "free", "HINT: "]);
+        assert!(refused.stdout.contains("files needed") && !target.exists(), "{refused}");
+    }
     // WAL that does not fit beside the database stops recovery, and is no end of it.
     let directory = DataDirectory::new(ours());
     archive(ours(), &repository, [ours().segments(1)[0]]);

@@ -315,6 +315,12 @@ fn a_directory_in_use_is_refused() {
     for words in [&["--delta"][..], &[]] {
         over(words).expect_code(1).expect_stderr(&["server may be running", "HINT: "]);
     }
+    // The plan does not wait until the server is stopped: with it one decides whether to.
+    for words in [&["--delta", "--dry-run"][..], &["--dry-run"]] {
+        let planned = over(words);
+        planned.expect_code(1).expect_stderr(&["server may be running", "HINT: "]);
+        assert!(planned.stdout.contains("Timeline") && planned.stdout.contains("needed"), "{planned}");
+    }
     assert_eq!(other.sql("select 1"), "1");
     let identifier = other.system_identifier().to_string();
     other.stop(StopMode::Fast);

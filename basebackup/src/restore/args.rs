@@ -108,10 +108,10 @@ pub struct TargetArgs {
     #[arg(long, conflicts_with_all = ["recovery_target", "target_action", "until_hole"])]
     pub standby: bool,
     /// The primary to stream from
-    #[arg(long, value_name = "CONNINFO", requires = "standby")]
+    #[arg(long, value_name = "CONNINFO", requires = "standby", group = "upstream")]
     pub primary_conninfo: Option<String>,
     /// The replication slot to stream through
-    #[arg(short = 'S', long, value_name = "NAME", requires = "primary_conninfo")]
+    #[arg(short = 'S', long, value_name = "NAME", requires = "upstream")]
     pub slot: Option<String>,
 }
 
@@ -126,7 +126,7 @@ pub struct PatroniArgs {
     #[arg(long, value_name = "ROLE", hide = true)]
     pub role: Option<PatroniRole>,
     /// Patroni's --primary-conninfo; empty where there is no leader
-    #[arg(long, value_name = "CONNINFO", hide = true, conflicts_with = "primary_conninfo")]
+    #[arg(long, value_name = "CONNINFO", hide = true, group = "upstream")]
     pub connstring: Option<String>,
     /// Patroni's: whether it may call this without a leader; accepted, and of no consequence
     #[arg(long = "no_leader", alias = "no_master", value_name = "BOOL", hide = true)]
@@ -307,6 +307,8 @@ mod tests {
             &["--target-xid", "7", "--until-hole"],
             &["--standby", "--target-lsn", "0/1"],
             &["--primary-conninfo", "host=a"],
+            &["--standby", "-S", "slot"],
+            &["--standby", "--primary-conninfo", "host=a", "--connstring", "host=b"],
             &["--target-timeline", "0"],
             &["--target-timeline", "newest"],
             &["-j", "0"],
@@ -334,10 +336,11 @@ mod tests {
             let all = ["restore", "--datadir=/data", "--scope=batman"].iter().chain(words);
             Command::try_parse_from(all).unwrap().restore
         };
-        let replica = parse(&["--role=replica", "--connstring=host=a user=b"]);
+        let replica = parse(&["--role=replica", "--connstring=host=a user=b", "--slot=c"]);
         assert_eq!(replica.data_directory(), PathBuf::from("/data"));
         let request = replica.request().unwrap();
         assert_eq!((request.standby, request.primary_conninfo.as_deref()), (true, Some("host=a user=b")));
+        assert_eq!(request.slot.as_deref(), Some("c"));
         let alone = parse(&["--role=replica", "--connstring="]).request().unwrap();
         assert_eq!((alone.standby, alone.primary_conninfo), (true, None));
         let in_place = parse(&["--role=replica", "--connstring=", "--no_leader=True", "--keep_data=True"]);

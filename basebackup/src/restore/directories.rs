@@ -2,19 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, test_kill_process};
-use serde::Serialize;
-use walkeep_common::error::{Error, IoContext as _, Kind, Result};
+use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::postgres::control::ControlFile;
 use walkeep_common::postgres::postmaster::PostmasterPid;
 use walkeep_common::repository::backup::Backup;
 
 use super::recovery::InPlace;
 use super::root::{DirectoryEntry, EntryKind, Root};
-use crate::output::bytes;
 use crate::pack::index::IndexEntry;
 use crate::pack::member::MemberPath;
 
@@ -24,13 +21,6 @@ pub const STAGED_CONTROL: &str = "global/pg_control.walkeep";
 const EARLY_FILES: [&str; 2] = ["PG_VERSION", STAGED_CONTROL];
 /// What mkfs puts into every file system.
 pub const LOST_AND_FOUND: &str = "lost+found";
-
-/// What file systems give files in.
-const BLOCK_BYTES: u64 = 4096;
-/// File systems that may compress: ZFS, btrfs and bcachefs (`f_type` of statfs(2)).
-const COMPRESSING: [rustix::fs::FsWord; 3] = [0x2fc1_2fc1, 0x9123_683e, 0xca45_1a4e];
-/// About what a file's line in PostgreSQL's manifest takes.
-const MANIFEST_LINE_BYTES: u64 = 200;
 
 /// Where everything goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,30 +42,6 @@ pub enum Place {
     Wal,
     /// A tablespace's.
     Tablespace(u32),
-}
-
-/// Space on one file system.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Space {
-    /// A directory on it.
-    pub directory: PathBuf,
-    /// Bytes that will be written.
-    pub needed: u64,
-    /// Bytes that are free, or become so.
-    pub free: u64,
-    /// Whether the file system may compress what is written.
-    pub may_compress: bool,
-}
-
-impl Space {
-    /// What to say where it is too little, unless the file system compresses well.
-    pub fn doubt(&self) -> String {
-        let (needed, free) = (bytes(self.needed), bytes(self.free));
-        let directory = self.directory.display();
-        format!(
-            "{needed} needed for \"{directory}\", and {free} free: enough only if its file system compresses that well"
-        )
-    }
 }
 
 impl Directories {
@@ -186,46 +152,6 @@ impl Directories {
         Err(Error::new(Kind::Conflict, format!("a server may be running on \"{}\"", self.data.display()))
             .hint(format!("Stop it first. If there certainly is none, remove \"{}\".", path.display())))
     }
-
-    /// Compares what will be written with what is free, by file system. What `replaced` says of a directory becomes
-    /// free first.
-    ///
-    /// # Errors
-    /// From the operating system.
-    pub fn space<'e>(
-        &self,
-        entries: impl Iterator<Item = &'e IndexEntry>,
-        kept_wal: u64,
-        replaced: &BTreeMap<Place, u64>,
-    ) -> Result<Vec<Space>> {
-        let mut needed: BTreeMap<Place, u64> = BTreeMap::new();
-        for entry in entries {
-            *needed.entry(Place::Data).or_default() += MANIFEST_LINE_BYTES;
-            // A directory takes up a block as well.
-            let size = entry.contents.as_ref().map_or(BLOCK_BYTES, |contents| contents.size);
-            *needed.entry(self.locate(&entry.path).0).or_default() += size.next_multiple_of(BLOCK_BYTES);
-        }
-        let wal = if self.wal.is_some() { Place::Wal } else { Place::Data };
-        *needed.entry(wal).or_default() += kept_wal;
-        let mut spaces: BTreeMap<u64, Space> = BTreeMap::new();
-        for (place, path) in self.all() {
-            let (directory, metadata) = nearest_existing(path)?;
-            let stat = rustix::fs::statvfs(directory).map_err(std::io::Error::from).context("look at", directory)?;
-            let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-            let kind =
-                rustix::fs::statfs(directory).map_err(std::io::Error::from).context("look at", directory)?.f_type;
-            let may_compress = COMPRESSING.contains(&kind);
-            let space = spaces.entry(metadata.dev()).or_insert_with(|| Space {
-                directory: path.to_owned(),
-                needed: 0,
-                free,
-                may_compress,
-            });
-            space.needed += needed.get(&place).unwrap_or(&0);
-            space.free += replaced.get(&place).unwrap_or(&0);
-        }
-        Ok(spaces.into_values().collect())
-    }
 }
 
 /// The link in the data directory that leads to a directory elsewhere.
@@ -289,26 +215,6 @@ pub fn early_name(name: &str) -> PathBuf {
     format!("{name}.new").into()
 }
 
-/// Refuses what will not fit. Where the file system may compress, nobody knows.
-///
-/// # Errors
-/// `Unavailable`, with both numbers.
-pub fn refuse_too_little(spaces: &[Space]) -> Result<()> {
-    let Some(full) = spaces.iter().find(|space| space.needed > space.free && !space.may_compress) else {
-        return Ok(());
-    };
-    Err(Error::new(
-        Kind::Unavailable,
-        format!(
-            "not enough space for \"{}\": {} needed, {} free on its file system",
-            full.directory.display(),
-            bytes(full.needed),
-            bytes(full.free)
-        ),
-    )
-    .hint("Make room, or spread the backup with --tablespace-mapping and --waldir."))
-}
-
 /// Opens a directory if it exists.
 fn existing(path: &Path) -> Result<Option<Root>> {
     match fs::symlink_metadata(path) {
@@ -316,33 +222,6 @@ fn existing(path: &Path) -> Result<Option<Root>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io("look at", path, error)),
     }
-}
-
-fn nearest_existing(path: &Path) -> Result<(&Path, fs::Metadata)> {
-    for directory in path.ancestors() {
-        match fs::metadata(directory) {
-            Ok(metadata) => return Ok((directory, metadata)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(Error::io("look at", directory, error)),
-        }
-    }
-    Err(Error::new(Kind::NotFound, format!("no directory above \"{}\" exists", path.display())))
-}
-
-/// Bytes that files below a directory take up.
-///
-/// # Errors
-/// From the operating system.
-pub fn allocated(root: &Root, path: &Path) -> Result<u64> {
-    let mut total = 0;
-    for entry in root.entries(path)? {
-        total += match entry.kind {
-            EntryKind::Directory if entry.name != Path::new(LOST_AND_FOUND) => allocated(root, &path.join(entry.name))?,
-            EntryKind::Directory | EntryKind::Other => 0,
-            EntryKind::File => entry.allocated,
-        };
-    }
-    Ok(total)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! A plan carried out: every step before the last leaves a directory that no server starts on.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,13 +15,12 @@ use super::configuration::ServerConfiguration;
 use super::contents::damaged;
 use super::delta;
 use super::destination::Destination;
-use super::directories::{Directories, Place, STAGED_CONTROL, allocated, early_name};
+use super::directories::{STAGED_CONTROL, early_name};
 use super::finish::{
     Configuration, Manifest, SIGNAL_FILES, publish_control, write_manifest, write_settings, write_wal,
 };
-use super::root::Root;
 use super::selection::Selection;
-use super::write::{FileWriter, create_directories, create_files, settle};
+use super::write::{FileWriter, create_directories, create_file, create_files, footprint, settle, size};
 use crate::meter::{Meter, Pace, Requests};
 use crate::pack::index::IndexEntry;
 use crate::pack::member::MemberPath;
@@ -92,6 +91,7 @@ pub(crate) async fn execute(work: Work, reporter: Reporter, requests: &Requests)
     let archive = work.archive.with_patience(PATIENCE);
     let destination = Arc::new(work.destination);
     let (early, entries) = sort_out(&archive, &work.backup, work.entries)?;
+    let entries = Arc::new(entries);
     let is_left_out = |entry: &IndexEntry| work.selection.as_ref().is_some_and(|selection| selection.leaves_out(entry));
     let total = entries.iter().filter(|entry| !is_left_out(entry)).map(size).sum();
     let meter = Arc::new(Meter::new("restored", total));
@@ -99,7 +99,7 @@ pub(crate) async fn execute(work: Work, reporter: Reporter, requests: &Requests)
         let (archive, backup) = (archive.clone(), work.backup.clone());
         Arc::new(FileWriter::new(archive, backup, Arc::clone(&destination), Arc::clone(meter)))
     };
-    let copying = async {
+    let beginning = async {
         begin(&destination, &early, writer(&Arc::new(Meter::new("", 0)))).await?;
         let kept = match work.existing {
             Existing::Delta => delta::clear(&destination, &entries, is_left_out, &meter, work.jobs).await?,
@@ -107,19 +107,22 @@ pub(crate) async fn execute(work: Work, reporter: Reporter, requests: &Requests)
         };
         create_directories(&destination, &entries)?;
         destination.set_modes()?;
-        let is_missing = |entry: &IndexEntry| entry.contents.is_some() && !kept.contains(&entry.path);
-        create_files(&destination, entries.iter().filter(|entry| is_missing(entry)))?;
-        writer(&meter).write(&entries, |entry| is_missing(entry) && !is_left_out(entry), work.jobs).await?;
-        Ok::<usize, Error>(kept.len())
+        Ok::<_, Error>(Arc::new(kept))
     };
-    let kept = meter.report_until(copying, reporter, work.pace, requests).await?;
+    let kept = meter.report_until(beginning, reporter, work.pace, requests).await?;
+    let is_missing = |entry: &IndexEntry| entry.contents.is_some() && !kept.contains(&entry.path);
+    let made = Arc::new(Meter::of_files("created", entries.iter().filter(|entry| is_missing(entry)).count()));
+    let creating = create_files(&destination, &entries, &kept, &made);
+    made.report_until(creating, reporter, work.pace, requests).await?;
+    let writing = writer(&meter).write(&entries, |entry| is_missing(entry) && !is_left_out(entry), work.jobs);
+    meter.report_until(writing, reporter, work.pace, requests).await?;
+    let kept = kept.len();
     write_wal(&archive, &work.backup, &destination).await?;
     // PostgreSQL's manifest lists what is left out as well: nothing could be verified with it.
     let manifest = if work.selection.is_none() { Manifest::Written } else { Manifest::LeftAway };
     write_manifest(&archive, &work.backup, &destination, manifest).await?;
     let configuration = write_settings(&destination, &work.settings, work.signal_file)?;
-    let meter = Arc::new(Meter::new("made durable", entries.iter().map(size).sum()));
-    let entries = Arc::new(entries);
+    let meter = Arc::new(Meter::new("made durable", entries.iter().map(footprint).sum()));
     let settling = settle(&destination, &entries, &meter);
     meter.report_until(settling, reporter, work.pace, requests).await?;
     publish_control(&destination)?;
@@ -183,7 +186,7 @@ async fn begin(destination: &Destination, early: &[Early], writer: Arc<FileWrite
     for entry in &entries {
         data.remove_file(entry.path.as_path())?;
     }
-    create_files(destination, &entries)?;
+    entries.iter().try_for_each(|entry| create_file(destination, entry))?;
     writer.write(&entries, |_| true, 1).await?;
     for Early { entry, name } in early {
         data.settle(entry.path.as_path(), entry.mode, destination.owner)?;
@@ -191,71 +194,4 @@ async fn begin(destination: &Destination, early: &[Early], writer: Arc<FileWrite
     }
     data.synchronize(Path::new("global"))?;
     data.synchronize(Path::new(""))
-}
-
-/// How many bytes of the existing directories are replaced. In a tablespace's, other majors and other clusters may have
-/// directories beside those of the backup, which stay.
-///
-/// # Errors
-/// From the operating system.
-pub fn replaced(directories: &Directories, entries: &[IndexEntry]) -> Result<BTreeMap<Place, u64>> {
-    let mut own: HashSet<(Place, &Path)> = HashSet::new();
-    for entry in entries {
-        let (place, below) = directories.locate(&entry.path);
-        own.extend(below.iter().next().map(|first| (place, Path::new(first))));
-    }
-    let existing = directories.all().filter(|(_, path)| path.exists());
-    let sizes = existing.map(|(place, path)| {
-        let root = Root::open(path)?;
-        let bytes = match place {
-            Place::Data | Place::Wal => allocated(&root, Path::new(""))?,
-            Place::Tablespace(_) => {
-                let found = root.entries(Path::new(""))?.into_iter().map(|entry| entry.name);
-                let ours = found.filter(|name| own.contains(&(place, name.as_path())));
-                ours.map(|name| allocated(&root, &name)).sum::<Result<u64>>()?
-            }
-        };
-        Ok((place, bytes))
-    });
-    sizes.collect()
-}
-
-fn size(entry: &IndexEntry) -> u64 {
-    entry.contents.as_ref().map_or(0, |contents| contents.size)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use jiff::Timestamp;
-
-    use super::*;
-
-    #[test]
-    fn only_what_is_the_backups_own_counts_as_replaced_in_a_tablespace() {
-        let scratch = tempfile::tempdir().unwrap();
-        for file in ["data/base/1", "space/PG_15_202209061/5/1", "space/PG_14_202107181/5/1"] {
-            let path = scratch.path().join(file);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, vec![1; 50_000]).unwrap();
-        }
-        let directories = Directories {
-            data: scratch.path().join("data"),
-            wal: None,
-            tablespaces: BTreeMap::from([(16384, scratch.path().join("space"))]),
-        };
-        let entry = IndexEntry {
-            path: MemberPath::new(&b"pg_tblspc/16384/PG_15_202209061"[..]).unwrap(),
-            pack: 1,
-            mode: 0o700,
-            modified: Timestamp::UNIX_EPOCH,
-            uid: 1,
-            gid: 1,
-            contents: None,
-        };
-        let replaced = replaced(&directories, &[entry]).unwrap();
-        let (data, space) = (replaced[&Place::Data], replaced[&Place::Tablespace(16384)]);
-        assert!(space >= 50_000 && space == data, "{replaced:?}");
-    }
 }

@@ -20,6 +20,7 @@ pub mod recovery;
 pub mod root;
 pub mod selection;
 pub mod settings;
+pub mod space;
 pub mod tablespaces;
 pub mod target;
 pub mod time;
@@ -43,12 +44,13 @@ use self::args::BackupChoice;
 pub use self::args::RestoreArgs;
 use self::configuration::ServerConfiguration;
 use self::destination::Destination;
-use self::directories::{Directories, Space, refuse_too_little};
-use self::execute::{Existing, Work, execute, replaced};
+use self::directories::Directories;
+use self::execute::{Existing, Work, execute};
 use self::owner::Ownership;
 use self::plan::{Plan, plan};
 use self::recovery::{Archiving, find_archive_get, relied_on, restore_command, settings, signal_file};
 use self::selection::Selection;
+use self::space::{Space, Usage, refuse_too_little, replaced, spaces};
 use self::tablespaces::{below, place};
 use self::target::Request;
 use crate::accounts::Accounts;
@@ -77,6 +79,8 @@ struct Preparation {
     settings: Vec<(String, String)>,
     configuration: Option<ServerConfiguration>,
     selection: Option<Selection>,
+    /// Why the directories must not be written into, which a plan is made for all the same.
+    refusal: Option<Error>,
 }
 
 /// Restores a backup, or says what a restore would do.
@@ -91,9 +95,10 @@ pub async fn restore(args: &RestoreArgs, config: &Config, reporter: Reporter) ->
     print_plan(&prepared, args.format)?;
     let warnings = prepared.plan.warnings.iter().chain(&prepared.ownership.warning);
     warnings.for_each(|warning| reporter.print(Severity::Warning, warning, None));
+    let prepared = prepared.unless_refused()?;
     refuse_too_little(&prepared.spaces)?;
-    let doubtful = prepared.spaces.iter().filter(|space| space.needed > space.free);
-    doubtful.for_each(|space| reporter.print(Severity::Warning, &space.doubt(), None));
+    let doubts = prepared.spaces.iter().filter_map(Space::doubt);
+    doubts.for_each(|doubt| reporter.print(Severity::Warning, &doubt, None));
     let variables = relied_on(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()));
     if !variables.is_empty() {
         let message =
@@ -146,6 +151,10 @@ pub(crate) async fn copy(
 }
 
 impl Preparation {
+    fn unless_refused(mut self) -> Result<Self> {
+        self.refusal.take().map_or(Ok(self), Err)
+    }
+
     fn into_work(self, args: &RestoreArgs) -> Result<Work> {
         let mode = data_directory_mode(&self.plan.backup);
         Ok(Work {
@@ -179,11 +188,11 @@ async fn prepare(args: &RestoreArgs, config: &Config) -> Result<Preparation> {
     };
     let directories = Directories { data, wal, tablespaces };
     refuse_unwritable_map(backup, &directories)?;
-    if args.is_delta() {
-        directories.refuse_foreign(backup)?;
-    } else {
-        directories.refuse_used()?;
-    }
+    let allowed = if args.is_delta() { directories.refuse_foreign(backup) } else { directories.refuse_used() };
+    let refusal = match allowed {
+        Err(error) if args.dry_run => Some(error),
+        allowed => allowed.map(|()| None)?,
+    };
     let program = find_archive_get(std::env::current_exe().ok().as_deref(), std::env::var_os("PATH").as_deref())?;
     let command = restore_command(&program, config, backup.system_identifier, plan.last_segment)?;
     let same_place = host_name() == backup.host && is_same(Path::new(&backup.data_directory), &directories.data);
@@ -191,9 +200,10 @@ async fn prepare(args: &RestoreArgs, config: &Config) -> Result<Preparation> {
     let entries = contents::index(&archive, backup).await?;
     let settings = settings(&plan, command, archiving, directories.in_place(&entries));
     let replaced = if args.is_delta() { replaced(&directories, &entries)? } else { BTreeMap::new() };
-    let kept_wal = backup.segment_size.bytes() * backup.kept_wal.len() as u64;
+    let kept = backup.kept_wal.len() as u64;
+    let kept_wal = Usage { bytes: backup.segment_size.bytes() * kept, files: kept };
     let is_written = |entry: &&IndexEntry| !selection.as_ref().is_some_and(|selection| selection.leaves_out(entry));
-    let spaces = directories.space(entries.iter().filter(is_written), kept_wal, &replaced)?;
+    let spaces = spaces(&directories, entries.iter().filter(is_written), kept_wal, &replaced)?;
     let has_own = entries.iter().any(|entry| entry.path.as_bytes() == b"postgresql.conf");
     let configuration = configuration::prepare(args, &archive, backup, &directories, has_own).await?;
     let ownership = if rustix::process::geteuid().is_root() {
@@ -212,6 +222,7 @@ async fn prepare(args: &RestoreArgs, config: &Config) -> Result<Preparation> {
         settings,
         configuration,
         selection,
+        refusal,
     })
 }
 
@@ -297,8 +308,7 @@ fn print_plan(prepared: &Preparation, format: Format) -> Result<()> {
         let _ = writeln!(text, "{:<12}configuration in {}", "", configuration.to_text());
     }
     for space in spaces {
-        let (needed, free) = (bytes(space.needed), bytes(space.free));
-        let _ = writeln!(text, "{:<12}{needed} needed, {free} free with \"{}\"", "Space", space.directory.display());
+        let _ = writeln!(text, "{:<12}{}", "Space", space.to_text());
     }
     let _ = writeln!(text, "{:<12}{}", "Archiving", archiving.to_text(&plan.backup));
     print(&text)

@@ -1,6 +1,6 @@
 //! From packs to files: parts of packs are fetched, decompressed, checked and written in parallel.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -236,32 +236,52 @@ fn whole(mut parts: Vec<Part>) -> Option<(u64, u32)> {
     Some(whole)
 }
 
-fn size(entry: &IndexEntry) -> u64 {
+/// Bytes of a member.
+pub(super) fn size(entry: &IndexEntry) -> u64 {
     entry.contents.as_ref().map_or(0, |contents| contents.size)
 }
 
-/// Files that are made durable at the same time. They wait for the disk and not for a processor, and what waits together is
-/// written together.
-const SYNCHRONIZING: usize = 16;
+/// About what has to be written for a file to be durable: itself, and that it is there.
+pub(super) fn footprint(entry: &IndexEntry) -> u64 {
+    entry.contents.as_ref().map_or(0, |contents| contents.size + HOLE_BYTES as u64)
+}
+
+/// Files that are made, or made durable, at the same time. They wait for the disk and not for a processor, and what waits
+/// together is written together.
+const AT_ONCE: usize = 16;
 
 /// What the owner must be allowed to do with a file or a directory until everything is in place.
 const WHILE_WRITING: (u32, u32) = (0o600, 0o700);
 
-/// Makes the files that the members are written into: with their sizes and owner, and the mode they get in the end but
-/// for the right to write, which the backup's own mode may lack.
+/// Makes the files that the members are written into, but for those that are kept.
 ///
 /// # Errors
 /// From the operating system.
-pub(super) fn create_files<'e>(
-    destination: &Destination,
-    entries: impl IntoIterator<Item = &'e IndexEntry>,
+pub(super) async fn create_files(
+    destination: &Arc<Destination>,
+    entries: &Arc<Vec<IndexEntry>>,
+    kept: &Arc<HashSet<MemberPath>>,
+    meter: &Arc<Meter>,
 ) -> Result<()> {
-    for entry in entries {
-        let Some(contents) = &entry.contents else { continue };
-        let (root, below) = destination.locate(&entry.path)?;
-        drop(root.create_file(below, contents.size, entry.mode | WHILE_WRITING.0, destination.owner)?);
-    }
-    Ok(())
+    let (destination, kept, meter) = (Arc::clone(destination), Arc::clone(kept), Arc::clone(meter));
+    for_each_file(entries, move |entry| {
+        if !kept.contains(&entry.path) {
+            create_file(&destination, entry)?;
+            meter.add(1);
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Makes a file with its size and owner, and the mode it gets in the end but for the right to write, which the backup's own
+/// mode may lack.
+///
+/// # Errors
+/// From the operating system.
+pub(super) fn create_file(destination: &Destination, entry: &IndexEntry) -> Result<()> {
+    let (root, below) = destination.locate(&entry.path)?;
+    root.create_file(below, size(entry), entry.mode | WHILE_WRITING.0, destination.owner).map(drop)
 }
 
 /// Makes the directories, those above others first.
@@ -290,22 +310,33 @@ pub(super) async fn settle(
     entries: &Arc<Vec<IndexEntry>>,
     meter: &Arc<Meter>,
 ) -> Result<()> {
-    let share = entries.len().div_ceil(SYNCHRONIZING).max(1);
-    let shares = (0..entries.len()).step_by(share).map(|from| {
-        let (destination, entries, meter) = (Arc::clone(destination), Arc::clone(entries), Arc::clone(meter));
-        async move {
-            let task = tokio::task::spawn_blocking(move || {
-                let mut files = entries.iter().skip(from).take(share).filter(|entry| entry.contents.is_some());
-                files.try_for_each(|entry| settle_entry(&destination, entry).map(|()| meter.add(size(entry))))
-            });
-            task.await.map_err(|error| Error::new(Kind::Internal, "a thread failed").caused_by(error))?
-        }
-    });
-    stream::iter(shares).buffer_unordered(SYNCHRONIZING).try_collect::<()>().await?;
+    let (files, counted) = (Arc::clone(destination), Arc::clone(meter));
+    let settled = move |entry: &IndexEntry| settle_entry(&files, entry).map(|()| counted.add(footprint(entry)));
+    for_each_file(entries, settled).await?;
     let mut directories: Vec<&IndexEntry> = entries.iter().filter(|entry| entry.contents.is_none()).collect();
     directories.sort_unstable_by_key(|entry| std::cmp::Reverse(entry.path.as_bytes()));
     directories.into_iter().try_for_each(|entry| settle_entry(destination, entry))?;
     destination.roots().try_for_each(|(_, root)| root.synchronize(Path::new("")))
+}
+
+/// Does something with every file, with some of them at the same time.
+async fn for_each_file(
+    entries: &Arc<Vec<IndexEntry>>,
+    work: impl Fn(&IndexEntry) -> Result<()> + Send + Sync + 'static,
+) -> Result<()> {
+    let work = Arc::new(work);
+    let share = entries.len().div_ceil(AT_ONCE).max(1);
+    let shares = (0..entries.len()).step_by(share).map(|from| {
+        let (entries, work) = (Arc::clone(entries), Arc::clone(&work));
+        async move {
+            let task = tokio::task::spawn_blocking(move || {
+                let mut files = entries.iter().skip(from).take(share).filter(|entry| entry.contents.is_some());
+                files.try_for_each(|entry| work(entry))
+            });
+            task.await.map_err(|error| Error::new(Kind::Internal, "a thread failed").caused_by(error))?
+        }
+    });
+    stream::iter(shares).buffer_unordered(AT_ONCE).try_collect().await
 }
 
 fn settle_entry(destination: &Destination, entry: &IndexEntry) -> Result<()> {
