@@ -36,6 +36,8 @@ const SEGMENT: &str = "000000010000000000000005";
 const SEGMENT_BYTES: usize = 1 << 20;
 const ID: &str = "20261122T064500Z-3fa9";
 const LEVEL: i32 = 3;
+/// One whose frames are as large as they may be.
+const LEVEL_OF_PACKS: i32 = 9;
 /// A file that takes more than one frame.
 const LARGE_BYTES: usize = (5 << 20) + 100;
 
@@ -159,7 +161,8 @@ fn members(pack: u32) -> Vec<(Member, Option<Vec<u8>>)> {
 
 /// A pack as today's code writes it, and its lines of the index.
 fn packed(pack: u32) -> (Vec<u8>, Vec<IndexEntry>) {
-    let mut writer = PackWriter::new(pack);
+    let compressors = Compressors::new(LEVEL_OF_PACKS);
+    let mut writer = PackWriter::new(pack, compressors.cutter());
     let (mut frames, mut entries) = (Vec::new(), Vec::new());
     for (member, content) in members(pack) {
         frames.extend(writer.begin(member).unwrap());
@@ -168,9 +171,8 @@ fn packed(pack: u32) -> (Vec<u8>, Vec<IndexEntry>) {
     }
     frames.extend(writer.finish().unwrap());
     let mut assembler = PackAssembler::default();
-    let compressors = Compressors::new(LEVEL);
     let mut stored = Vec::new();
-    for frame in &frames {
+    for frame in frames {
         stored.extend_from_slice(&assembler.push(compressors.compress(frame).unwrap()).unwrap());
     }
     let (table, summary) = assembler.finish();

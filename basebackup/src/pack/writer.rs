@@ -61,8 +61,8 @@ pub enum WriteError {
 
 impl PackWriter {
     /// Starts the pack with this number; the first pack of a backup is 1.
-    pub fn new(pack: u32) -> Self {
-        Self { pack, cutter: FrameCutter::default(), open: None, padding: 0 }
+    pub fn new(pack: u32, cutter: FrameCutter) -> Self {
+        Self { pack, cutter, open: None, padding: 0 }
     }
 
     /// Begins a member and returns the frames this completes.
@@ -145,6 +145,7 @@ mod tests {
 
     use jiff::Timestamp;
 
+    use super::super::frames::Compressors;
     use super::super::member::Owner;
     use super::*;
 
@@ -162,17 +163,17 @@ mod tests {
     #[test]
     fn a_member_has_exactly_its_announced_size() {
         let path = member(MemberKind::Directory).path;
-        let mut writer = PackWriter::new(1);
+        let mut writer = PackWriter::new(1, Compressors::new(3).cutter());
         writer.begin(member(MemberKind::File { size: 5 })).unwrap();
         writer.data(b"1234").unwrap();
         assert_eq!(writer.data(b"56"), Err(WriteError::TooMuch { path: path.clone(), size: 5 }));
 
-        let mut writer = PackWriter::new(1);
+        let mut writer = PackWriter::new(1, Compressors::new(3).cutter());
         writer.begin(member(MemberKind::File { size: 5 })).unwrap();
         writer.data(b"1234").unwrap();
         assert_eq!(writer.end(), Err(WriteError::TooLittle { path: path.clone(), size: 5, missing: 1 }));
 
-        let mut writer = PackWriter::new(1);
+        let mut writer = PackWriter::new(1, Compressors::new(3).cutter());
         writer.begin(member(MemberKind::Directory)).unwrap();
         assert_eq!(writer.data(b"1"), Err(WriteError::TooMuch { path, size: 0 }));
     }
@@ -180,7 +181,7 @@ mod tests {
     #[test]
     fn calls_out_of_order_are_refused() {
         let path = member(MemberKind::Directory).path;
-        let mut writer = PackWriter::new(1);
+        let mut writer = PackWriter::new(1, Compressors::new(3).cutter());
         assert_eq!(writer.data(b""), Err(WriteError::NotBegun));
         assert_eq!(writer.end(), Err(WriteError::NotBegun));
         writer.begin(member(MemberKind::File { size: 0 })).unwrap();
@@ -190,7 +191,7 @@ mod tests {
 
     #[test]
     fn the_index_line_says_where_the_content_is_and_what_it_hashes_to() {
-        let mut writer = PackWriter::new(7);
+        let mut writer = PackWriter::new(7, Compressors::new(3).cutter());
         writer.begin(member(MemberKind::File { size: 9 })).unwrap();
         writer.data(b"1234").unwrap();
         writer.data(b"56789").unwrap();

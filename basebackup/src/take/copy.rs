@@ -25,7 +25,7 @@ use crate::files::relation::FileKind;
 use crate::files::scan::Scan;
 use crate::files::settle::PageChecks;
 use crate::meter::Meter;
-use crate::pack::frames::PlainFrame;
+use crate::pack::frames::{Compressors, PlainFrame};
 use crate::pack::index::IndexEntry;
 use crate::pack::member::{Member, MemberKind, MemberPath, Owner};
 use crate::pack::writer::PackWriter;
@@ -37,7 +37,7 @@ const LARGEST_PACK: u64 = 1024 * MIB;
 /// A pack of tiny files is full long before its bytes are many.
 const MOST_FILES: usize = 50_000;
 const MOST_PACKS_AT_ONCE: usize = 4;
-/// Frames that wait between a reading thread and the compressing ones: little, for each is 4 MiB.
+/// Frames that wait between a reading thread and the compressing ones: little, for each may be 4 MiB.
 const WAITING_FRAMES: usize = 1;
 
 /// How the files are read.
@@ -106,9 +106,10 @@ pub(super) async fn store_pack(
     write: impl FnOnce(&mut Output) -> Result<PackContents> + Send + 'static,
 ) -> Result<StoredPack> {
     let (frames, receiver) = mpsc::channel(WAITING_FRAMES);
+    let compressors = pipeline.compressors();
     let (result, outcome) = oneshot::channel();
     let writing = spawn_blocking(move || {
-        let mut output = Output { frames };
+        let mut output = Output { frames, compressors };
         // If nobody waits for the outcome any more, the upload has failed and says why.
         let _ = result.send(write(&mut output));
     });
@@ -130,6 +131,7 @@ pub(super) async fn store_pack(
 #[derive(Debug)]
 pub(super) struct Output {
     frames: mpsc::Sender<PlainFrame>,
+    compressors: Arc<Compressors>,
 }
 
 impl Output {
@@ -200,7 +202,7 @@ pub(super) struct PackBuilder<'o> {
 impl<'o> PackBuilder<'o> {
     pub(super) fn new(number: u32, out: &'o mut Output) -> Self {
         Self {
-            writer: PackWriter::new(number),
+            writer: PackWriter::new(number, out.compressors.cutter()),
             out,
             contents: PackContents::default(),
             accounts: Accounts::read(),

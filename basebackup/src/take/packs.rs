@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{JoinError, JoinHandle, JoinSet, spawn_blocking};
 use walkeep_common::error::{Error, Kind, Result};
@@ -15,7 +15,8 @@ use walkeep_common::wal_archive::WalArchive;
 use walkeep_common::wal_object::encode::hexadecimal;
 
 use crate::pack::assembler::{PackAssembler, PackSummary};
-use crate::pack::frames::{Compressors, MAX_FRAME_BYTES, PlainFrame, StoredFrame};
+use crate::pack::buffers::Buffers;
+use crate::pack::frames::{Compressors, PlainFrame, StoredFrame};
 
 const MIB: u64 = 1024 * 1024;
 /// The smallest part: large enough that a request's overhead does not matter.
@@ -27,9 +28,6 @@ const UPLOAD_BUDGET_MIB: usize = 128;
 /// What frames and the tables to compress them may hold together. With the uploads, the readers and the lists of files a
 /// backup stays below 512 MiB on any host.
 const COMPRESSING_BYTES: usize = 128 << 20;
-/// A frame, and what it is compressed into.
-const FRAME_BYTES: usize = 2 * MAX_FRAME_BYTES;
-
 /// What all packs of one backup share.
 #[derive(Debug, Clone)]
 pub(super) struct Pipeline {
@@ -40,6 +38,8 @@ pub(super) struct Pipeline {
     processors: Arc<Semaphore>,
     frames: Arc<Semaphore>,
     uploads: Arc<Semaphore>,
+    /// Of parts of the usual size.
+    parts: Buffers,
 }
 
 /// How much of the memory goes where.
@@ -53,8 +53,10 @@ struct Capacity {
 
 impl Capacity {
     /// For `jobs` threads at most, each with so many bytes of tables.
-    fn new(jobs: usize, table_bytes: usize) -> Self {
-        let left_for_frames = |threads: usize| COMPRESSING_BYTES.saturating_sub(threads * table_bytes) / FRAME_BYTES;
+    fn new(jobs: usize, table_bytes: usize, frame_bytes: usize) -> Self {
+        // A frame, and what it is compressed into.
+        let each = 2 * frame_bytes;
+        let left_for_frames = |threads: usize| COMPRESSING_BYTES.saturating_sub(threads * table_bytes) / each;
         // Two more frames than threads, or these wait for each other.
         let fits = |&threads: &usize| left_for_frames(threads) >= threads + 2;
         let threads = (1..=jobs).rev().find(fits).unwrap_or(1);
@@ -72,7 +74,7 @@ impl Pipeline {
     /// `Internal` if zstd fails.
     pub(super) fn new(archive: WalArchive, id: BackupId, level: i32, jobs: usize) -> Result<Self> {
         let compressors = Compressors::new(level);
-        let capacity = Capacity::new(jobs, compressors.bytes_each().map_err(internal)?);
+        let capacity = Capacity::new(jobs, compressors.bytes_each().map_err(internal)?, compressors.frame_bytes());
         Ok(Self {
             archive,
             id,
@@ -81,12 +83,18 @@ impl Pipeline {
             processors: Arc::new(Semaphore::new(capacity.threads)),
             frames: Arc::new(Semaphore::new(capacity.frames)),
             uploads: Arc::new(Semaphore::new(UPLOAD_BUDGET_MIB)),
+            parts: Buffers::new(size(PART_BYTES)?),
         })
     }
 
     /// How many threads compress.
     pub(super) fn threads(&self) -> usize {
         self.capacity.threads
+    }
+
+    /// What compresses the frames.
+    pub(super) fn compressors(&self) -> Arc<Compressors> {
+        Arc::clone(&self.compressors)
     }
 
     /// Stores pack `number`, about `expected` plain bytes long, from its frames in order. `whole` says afterwards
@@ -103,7 +111,8 @@ impl Pipeline {
     ) -> Result<Pack> {
         let part_bytes = PART_BYTES.max(expected.div_ceil(MOST_PARTS).next_multiple_of(MIB));
         let upload = self.archive.store().upload(&self.archive.layout().pack(&self.id, number)).await?;
-        let mut parts = Parts::new(upload, Arc::clone(&self.uploads), part_bytes);
+        let buffers = if part_bytes == PART_BYTES { self.parts.clone() } else { Buffers::new(size(part_bytes)?) };
+        let mut parts = Parts::new(upload, Arc::clone(&self.uploads), buffers);
         let sent = async {
             let (sender, compressing) = mpsc::channel(self.capacity.frames);
             let ((), summary) = tokio::try_join!(self.compress(frames, sender), assemble(compressing, &mut parts))?;
@@ -130,7 +139,7 @@ impl Pipeline {
             let processor = Arc::clone(&self.processors).acquire_owned().await.map_err(internal)?;
             let compressors = Arc::clone(&self.compressors);
             let working = spawn_blocking(move || {
-                let stored = compressors.compress(&frame).map_err(internal)?;
+                let stored = compressors.compress(frame).map_err(internal)?;
                 drop(processor);
                 Ok((stored, memory))
             });
@@ -161,34 +170,35 @@ async fn assemble(mut compressing: mpsc::Receiver<Compressing>, parts: &mut Part
 struct Parts {
     upload: Upload,
     budget: Arc<Semaphore>,
-    part_bytes: u64,
-    waiting: BytesMut,
+    buffers: Buffers,
+    waiting: Vec<u8>,
     travelling: JoinSet<Result<()>>,
 }
 
 impl Parts {
-    fn new(upload: Upload, budget: Arc<Semaphore>, part_bytes: u64) -> Self {
-        Self { upload, budget, part_bytes, waiting: BytesMut::new(), travelling: JoinSet::new() }
+    fn new(upload: Upload, budget: Arc<Semaphore>, buffers: Buffers) -> Self {
+        Self { upload, budget, buffers, waiting: Vec::new(), travelling: JoinSet::new() }
     }
 
     async fn append(&mut self, mut bytes: &[u8]) -> Result<()> {
-        let size = usize::try_from(self.part_bytes).map_err(internal)?;
         while !bytes.is_empty() {
             if self.waiting.capacity() == 0 {
-                self.waiting.reserve(size);
+                self.waiting = self.buffers.take();
             }
-            let (now, later) = bytes.split_at(bytes.len().min(size - self.waiting.len()));
+            let room = self.buffers.size() - self.waiting.len();
+            let (now, later) = bytes.split_at(bytes.len().min(room));
             self.waiting.extend_from_slice(now);
             bytes = later;
-            if self.waiting.len() == size {
-                let part = std::mem::take(&mut self.waiting).freeze();
-                self.send(part).await?;
+            if self.waiting.len() == self.buffers.size() {
+                self.send().await?;
             }
         }
         Ok(())
     }
 
-    async fn send(&mut self, part: Bytes) -> Result<()> {
+    /// Sends what waits.
+    async fn send(&mut self) -> Result<()> {
+        let part: Bytes = self.buffers.share(std::mem::take(&mut self.waiting));
         while let Some(arrived) = self.travelling.try_join_next() {
             arrived.map_err(thread_failed)??;
         }
@@ -206,9 +216,8 @@ impl Parts {
 
     /// Sends what is left and waits for every part to arrive.
     async fn flush(&mut self) -> Result<()> {
-        let part = std::mem::take(&mut self.waiting).freeze();
-        if !part.is_empty() {
-            self.send(part).await?;
+        if !self.waiting.is_empty() {
+            self.send().await?;
         }
         while let Some(arrived) = self.travelling.join_next().await {
             arrived.map_err(thread_failed)??;
@@ -220,6 +229,10 @@ impl Parts {
         self.travelling.shutdown().await;
         self.upload.abort().await;
     }
+}
+
+fn size(bytes: u64) -> Result<usize> {
+    usize::try_from(bytes).map_err(internal)
 }
 
 fn thread_failed(error: JoinError) -> Error {
@@ -237,20 +250,18 @@ mod tests {
     #[test]
     fn the_memory_is_bounded_for_any_number_of_threads_at_any_level() {
         const MIB: usize = 1 << 20;
-        for (jobs, table_bytes, threads, frames) in [
-            (1, 2 * MIB, 1, 6),
-            (2, 2 * MIB, 2, 8),
-            (8, 2 * MIB, 8, 14),
-            (64, 2 * MIB, 11, 13),
-            (64, 30 * MIB, 2, 8),
-            (64, 100 * MIB, 1, 3),
-            (2, 300 * MIB, 1, 3),
+        for (jobs, table_bytes, frame_bytes, threads, frames) in [
+            (1, MIB, MIB, 1, 6),
+            (2, MIB, MIB, 2, 8),
+            (64, MIB, MIB, 41, 43),
+            (8, 2 * MIB, 4 * MIB, 8, 14),
+            (64, 2 * MIB, 4 * MIB, 11, 13),
+            (64, 30 * MIB, 4 * MIB, 2, 8),
+            (64, 100 * MIB, 4 * MIB, 1, 3),
+            (2, 300 * MIB, 4 * MIB, 1, 3),
         ] {
-            assert_eq!(
-                Capacity::new(jobs, table_bytes),
-                Capacity { threads, frames },
-                "{jobs} jobs, {table_bytes} bytes"
-            );
+            let found = Capacity::new(jobs, table_bytes, frame_bytes);
+            assert_eq!(found, Capacity { threads, frames }, "{jobs} jobs, {table_bytes} bytes, {frame_bytes} bytes");
         }
     }
 }

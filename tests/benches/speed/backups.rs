@@ -58,8 +58,9 @@ fn take(site: &Site, rounds: usize, report: &mut Report) {
         "pgBackRest, a local repository",
     ];
     let mut costs: [Vec<Cost>; 5] = Default::default();
-    for _ in 0..rounds {
-        let place = Scratch::new("alternatives");
+    // Nothing is removed meanwhile: who writes next would have memory that is at hand, the others would not.
+    let places: Vec<Scratch> = (0..rounds).map(|_| Scratch::new("alternatives")).collect();
+    for place in &places {
         let tar = format!(
             "tar -C {} --exclude=./pg_wal -cf - . | zstd -q -{LEVEL} -T0 > {1} && sync {1}",
             text(site.cluster.data()),
@@ -72,7 +73,6 @@ fn take(site: &Site, rounds: usize, report: &mut Report) {
         let compress = format!("--compress=client-zstd:level={LEVEL},workers={}", site.processors);
         let plain = plain.args(["-Ft", "-X", "none", "-c", "fast", &compress, "-D"]);
         costs[1].push(run(plain.arg(place.path().join("copy"))));
-        drop(place);
         for (repository, of) in [(&local, 2), (&remote, 3)] {
             site.archive_to(&command(repository));
             costs[of].push(run(site.taking(repository)));

@@ -83,7 +83,8 @@ impl Packed {
 
     /// Hands the content over in chunks as `next` cuts them off.
     fn in_chunks(sources: &[Source], level: i32, mut next: impl FnMut(&[u8]) -> &[u8]) -> Self {
-        let mut writer = PackWriter::new(1);
+        let compressors = Compressors::new(level);
+        let mut writer = PackWriter::new(1, compressors.cutter());
         let mut frames = Vec::new();
         let mut entries = Vec::new();
         for (member, content) in sources {
@@ -97,7 +98,7 @@ impl Packed {
             entries.push(writer.end().unwrap());
         }
         frames.extend(writer.finish().unwrap());
-        let (stored, summary) = assemble(&frames, level);
+        let (stored, summary) = assemble(frames, &compressors);
         Self { stored, entries, summary }
     }
 
@@ -110,9 +111,8 @@ impl Packed {
     }
 }
 
-fn assemble(frames: &[PlainFrame], level: i32) -> (Vec<u8>, PackSummary) {
+fn assemble(frames: Vec<PlainFrame>, compressors: &Compressors) -> (Vec<u8>, PackSummary) {
     let mut assembler = PackAssembler::default();
-    let compressors = Compressors::new(level);
     let mut stored = Vec::new();
     for frame in frames {
         stored.extend_from_slice(&assembler.push(compressors.compress(frame).unwrap()).unwrap());

@@ -107,7 +107,7 @@ fn zstd_and_tar_restore_identical_files_under_any_name() {
 #[test]
 fn zstd_sees_intact_frames_with_checksums_and_sizes() {
     let mut random = Random::new(13);
-    let packed = Packed::new(&[file("a", random.bytes(9 << 20))], 3);
+    let packed = Packed::new(&[file("a", random.bytes(9 << 20))], 9);
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("pack-00001.tar.zst");
     fs::write(&path, &packed.stored).unwrap();
