@@ -1,7 +1,7 @@
 #!/bin/bash
 # Builds walkeep_VERSION_ARCHITECTURE.deb and walkeep-VERSION.ARCHITECTURE.rpm out of what cargo has built.
 #
-# usage: packaging/build-packages.sh BINARIES OUTPUT [REVISION [deb|rpm]...]
+# usage: packaging/build-packages.sh BINARIES OUTPUT [REVISION]
 #
 # BINARIES holds the three programs and walkeep-manuals, as "cargo build --workspace --bins" leaves them.
 # dpkg-deb and rpmbuild pack the same staged tree, so the two cannot differ in content, nothing has to be compiled for it
@@ -14,8 +14,6 @@ binaries=$(cd "$1" && pwd)
 mkdir -p "$2"
 output=$(cd "$2" && pwd)
 revision=${3:-1}
-shift $(($# > 3 ? 3 : $#))
-[ $# -gt 0 ] || set -- deb rpm
 
 version=$(sed -n '/^\[workspace.package\]/,/^$/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 maintainer="${DEBFULLNAME:-The Walkeep contributors} <${DEBEMAIL:-walkeep@packages.invalid}>"
@@ -63,4 +61,5 @@ rpm() {
     echo "$output/walkeep-$version-$revision.$(uname -m).rpm"
 }
 
-for format in "$@"; do "$format"; done
+deb
+rpm

@@ -13,7 +13,7 @@ use walkeep_tests::{binaries, user};
 
 use crate::site::Shared;
 
-/// Both packages, and the .deb before this one.
+/// Both packages, and those before these.
 struct Packages(Scratch);
 
 static PACKAGES: Shared<Packages> = Shared::new();
@@ -21,10 +21,10 @@ static PACKAGES: Shared<Packages> = Shared::new();
 impl Packages {
     fn build() -> Self {
         let scratch = Scratch::new("packages");
-        for wanted in [["1", "deb"].as_slice(), &["2", "deb", "rpm"]] {
+        for revision in ["1", "2"] {
             let build = Run::new(packaging("build-packages.sh")).arg(binaries::built()).arg(scratch.path());
             // Packing well takes longer than anything else here.
-            let build = build.args(wanted).env("DPKG_DEB_COMPRESSOR_TYPE", "gzip").envs(&own_environment());
+            let build = build.arg(revision).env("DPKG_DEB_COMPRESSOR_TYPE", "gzip").envs(&own_environment());
             build.as_caller().timeout(Duration::from_secs(600)).finish().expect_code(0);
         }
         Self(scratch)
@@ -34,8 +34,8 @@ impl Packages {
         self.find(&format!("-{revision}_{}.deb", tool("dpkg", ["--print-architecture"])))
     }
 
-    fn rpm(&self) -> PathBuf {
-        self.find(&format!("-2.{}.rpm", std::env::consts::ARCH))
+    fn rpm(&self, revision: u32) -> PathBuf {
+        self.find(&format!("-{revision}.{}.rpm", std::env::consts::ARCH))
     }
 
     fn find(&self, end: &str) -> PathBuf {
@@ -80,7 +80,7 @@ fn lintian_has_nothing_to_say_that_is_not_answered() {
 #[test]
 fn rpmlint_has_nothing_to_say_that_is_not_answered() {
     let packages = PACKAGES.get(Packages::build);
-    let said = Run::new("rpmlint").arg("--config").arg(packaging("rpm/rpmlint.toml")).arg(packages.rpm()).finish();
+    let said = Run::new("rpmlint").arg("--config").arg(packaging("rpm/rpmlint.toml")).arg(packages.rpm(2)).finish();
     assert!(said.code() == 0 && said.stdout.contains("0 errors, 0 warnings"), "{said}");
 }
 
@@ -90,7 +90,7 @@ fn both_packages_carry_the_same_programs_and_they_run() {
     let content = packages.unpacked();
     let of_rpm = Scratch::new("package-rpm");
     let unpack = r#"rpm2cpio "$1" | (cd "$2" && cpio --quiet -idm)"#;
-    Run::new("sh").args(["-ec", unpack, "sh"]).arg(packages.rpm()).arg(of_rpm.path()).finish().expect_code(0);
+    Run::new("sh").args(["-ec", unpack, "sh"]).arg(packages.rpm(2)).arg(of_rpm.path()).finish().expect_code(0);
     for program in ["archive-push", "archive-get", "basebackup"] {
         let programs = [content.path(), of_rpm.path()].map(|root| root.join("usr/bin").join(program));
         assert_eq!(fs::read(&programs[0]).unwrap(), fs::read(&programs[1]).unwrap(), "{program}");
@@ -230,22 +230,27 @@ fn everything_linked_in_is_under_a_licence_that_is_allowed_and_nothing_is_banned
 
 #[test]
 fn a_host_without_systemd_installs_archives_upgrades_and_purges_and_keeps_its_repository() {
-    try_on("bookworm");
+    try_out("test-deb.sh", |packages| vec!["bookworm".into(), packages.deb(1), packages.deb(2)]);
 }
 
 #[test]
 fn a_host_with_systemd_installs_archives_upgrades_and_purges_and_keeps_its_repository() {
-    try_on("trixie");
+    try_out("test-deb.sh", |packages| vec!["trixie".into(), packages.deb(1), packages.deb(2)]);
+}
+
+#[test]
+fn a_host_of_rpm_s_installs_archives_upgrades_and_erases_and_keeps_its_repository() {
+    try_out("test-rpm.sh", |packages| vec![packages.rpm(1), packages.rpm(2)]);
 }
 
 #[expect(clippy::print_stderr, reason = "a test that does nothing says so")]
-fn try_on(suite: &str) {
+fn try_out(script: &str, arguments: impl FnOnce(&Packages) -> Vec<PathBuf>) {
     let Some(as_root) = as_root() else {
         eprintln!("skipped: a clean Debian needs root, or sudo without a password");
         return;
     };
     let packages = PACKAGES.get(Packages::build);
-    let trial = Run::new(packaging("test-deb.sh")).arg(suite).arg(packages.deb(1)).arg(packages.deb(2));
+    let trial = Run::new(packaging(script)).args(arguments(&packages));
     let trial = trial.under(as_root).envs(&own_environment()).as_caller().timeout(Duration::from_secs(900)).finish();
     assert!(trial.code() == 0 && trial.stdout.ends_with("passed\n"), "{trial}");
 }

@@ -1,0 +1,106 @@
+#!/bin/bash
+# Installs the RPM beside no account of PostgreSQL's, uses it, upgrades it while PostgreSQL archives, and erases it. Needs
+# root; leaves nothing behind.
+#
+# usage: packaging/test-rpm.sh PREVIOUS.rpm PACKAGE.rpm
+#
+# The root is a clean Debian's, for there is no other here: rpm does all of its work in it, scriptlets included, but
+# dependencies on packages are not looked at.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+previous=$(realpath "$1") package=$(realpath "$2")
+if [ -z "${IN_OWN_NAMESPACES:-}" ]; then
+    # No network, and no process survives.
+    IN_OWN_NAMESPACES=1 exec unshare --mount --pid --net --ipc --fork --kill-child "$0" "$previous" "$package"
+fi
+archive=$(packaging/clean-root.sh bookworm)
+work=$(mktemp -d /var/tmp/walkeep-root.XXXXXX)
+root=$work/root
+trap 'umount -R "$root"/{proc,dev} 2>/dev/null || true; rm -rf "$work"' EXIT
+mkdir "$root"
+tar -x -f "$archive" -C "$root"
+mount -t proc proc "$root/proc"
+mount --rbind /dev "$root/dev"
+mount --make-rprivate "$root/dev"
+
+step() { echo "== $*"; }
+fail() {
+    echo "test-rpm: $*" >&2
+    exit 1
+}
+is() { [ "$2" = "$3" ] || fail "$1 is \"$2\" instead of \"$3\""; }
+rpm_in_root() { rpm --root "$root" --dbpath /var/lib/rpm "$@"; }
+bin=/usr/lib/postgresql/15/bin data=/var/lib/pgsql/15/data repository=/var/backups/walkeep
+inside() { chroot "$root" /usr/bin/env -i PATH=$bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 TZ=UTC "$@"; }
+as_postgres() { inside setpriv --reuid=postgres --regid=postgres --init-groups env HOME=/var/lib/pgsql PGHOST=/tmp "$@"; }
+query() { as_postgres psql -XAtq -d postgres -c "$1"; }
+wait_for() { # QUERY ANSWER
+    local answer
+    for _ in $(seq 600); do
+        answer=$(query "$1" 2>&1 || true)
+        [ "$answer" != "$2" ] || return 0
+        sleep 0.1
+    done
+    fail "\"$1\" still answers \"$answer\" instead of \"$2\""
+}
+
+step "install"
+inside userdel postgres 2>/dev/null
+rpm_in_root --initdb
+rpm_in_root -i --force-debian --nodeps "$previous"
+is "the account" "$(inside id -u postgres):$(inside id -gn postgres)" "26:postgres"
+is "the mode of the configuration" "$(inside stat -c '%a %U:%G' /etc/walkeep/walkeep.toml)" "640 root:postgres"
+for directory in /run/walkeep /var/spool/walkeep; do
+    is "the mode of $directory" "$(inside stat -c '%a %U:%G' $directory)" "700 postgres:postgres"
+done
+is "what rpm finds changed" "$(rpm_in_root -V --nodeps walkeep)" ""
+
+step "archive and take"
+inside install -d -o postgres -g postgres -m 700 /var/lib/pgsql /var/lib/pgsql/15 $data $repository
+echo "repository = \"file://$repository\"" >>"$root/etc/walkeep/walkeep.toml"
+as_postgres initdb --no-sync -D $data >/dev/null
+cat >>"$root$data/postgresql.conf" <<'SETTINGS'
+unix_socket_directories = '/tmp'
+listen_addresses = ''
+archive_mode = on
+archive_command = 'archive-push %p'
+SETTINGS
+as_postgres pg_ctl -D $data -l /tmp/log -w start >/dev/null
+query "create table t as select generate_series(1, 1000) as i"
+as_postgres basebackup take
+
+step "upgrade while PostgreSQL archives"
+archived=$(query "select archived_count from pg_stat_archiver")
+(while query "insert into t select 0; select pg_switch_wal()" >/dev/null; do :; done) 2>/dev/null &
+load=$!
+wait_for "select archived_count > $archived + 3 from pg_stat_archiver" t
+rpm_in_root -U --force-debian --nodeps "$package"
+archived=$(query "select archived_count from pg_stat_archiver")
+wait_for "select archived_count > $archived + 3 from pg_stat_archiver" t
+kill $load
+wait $load 2>/dev/null || true
+is "how often archiving failed" "$(query "select failed_count from pg_stat_archiver")" 0
+is "the packages" "$(rpm_in_root -q walkeep | wc -l)" 1
+grep -q "^repository = " "$root/etc/walkeep/walkeep.toml" || fail "the configuration was replaced"
+
+step "restore"
+rows=$(query "select count(*) from t")
+last=$(query "select pg_walfile_name(pg_switch_wal())")
+wait_for "select last_archived_wal >= '$last' from pg_stat_archiver" t
+as_postgres pg_ctl -D $data -m fast -w stop >/dev/null
+as_postgres basebackup restore latest -D /var/lib/pgsql/15/restored --target-action promote
+as_postgres pg_ctl -D /var/lib/pgsql/15/restored -l /tmp/log -w start >/dev/null
+wait_for "select pg_is_in_recovery()" f
+is "the rows that came back" "$(query "select count(*) from t")" "$rows"
+as_postgres pg_ctl -D /var/lib/pgsql/15/restored -m fast -w stop >/dev/null
+
+step "erase"
+objects=$(find "$root$repository" | wc -l)
+inside install -m 600 /dev/null /etc/walkeep/repository.key
+rpm_in_root -e --nodeps walkeep
+[ ! -e "$root/usr/bin/archive-push" ] || fail "archive-push is still there"
+grep -q "^repository = " "$root/etc/walkeep/walkeep.toml.rpmsave" || fail "the configuration is gone"
+[ -f "$root/etc/walkeep/repository.key" ] || fail "a key was removed"
+is "the number of objects" "$(find "$root$repository" | wc -l)" "$objects"
+is "the account" "$(inside id -u postgres)" 26
+echo "passed"
