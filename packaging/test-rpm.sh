@@ -46,6 +46,8 @@ wait_for() { # QUERY ANSWER
 
 step "install"
 inside userdel postgres 2>/dev/null
+# Debian's name for the number that distributions with rpm have given to postgres.
+inside groupdel tape
 rpm_in_root --initdb
 rpm_in_root -i --force-debian --nodeps "$previous"
 is "the account" "$(inside id -u postgres):$(inside id -gn postgres)" "26:postgres"
