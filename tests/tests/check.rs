@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use walkeep_tests::binaries;
 use walkeep_tests::ceph;
-use walkeep_tests::cluster::{Cluster, Options, StopMode, bin_directory, setting};
+use walkeep_tests::cluster::{Cluster, Options, StopMode, bin_directory, major, setting};
 use walkeep_tests::emulator::S3rver;
 use walkeep_tests::repository::Repository;
 use walkeep_tests::run::{Finished, Run, tool};
@@ -51,6 +51,8 @@ impl Report {
             .collect();
         // Of directories below /tmp none is on another disk than the servers'.
         bad.retain(|bad| bad != "other_disk failed");
+        // Of a major without fixes it is true whatever else is.
+        bad.retain(|bad| major() > 13 || bad != "version warning");
         bad
     }
 
@@ -379,10 +381,13 @@ fn a_standby_is_checked_for_what_it_has_to_do_and_so_is_what_becomes_of_it() {
     report.expect(&["drill warning"]);
     assert_eq!(report.finding("read_back")["outcome"], "passed");
     assert!(report.finding("restore_command")["text"].as_str().unwrap().contains("archive-get"), "{}", report.finished);
-    set(&standby, "restore_command", "");
-    check(&standby).expect(&["restore_command warning", "drill warning"]);
-    set(&standby, "restore_command", "cp /nowhere/%f %p");
-    check(&standby).expect(&["restore_command warning", "drill warning"]);
+    for command in ["", "cp /nowhere/%f %p"] {
+        // PostgreSQL 13 reads it only when it starts.
+        standby.sql(&format!("alter system set {}", setting("restore_command", command)));
+        standby.stop(StopMode::Fast);
+        standby.start();
+        check(&standby).expect(&["restore_command warning", "drill warning"]);
+    }
 
     // On a new timeline, what only the server that wrote it can miss is missed: the end of the archive, and its history.
     primary.stop(StopMode::Fast);

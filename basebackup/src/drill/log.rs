@@ -32,6 +32,10 @@ const DAMAGE: [&str; 12] = [
     "invalid memory alloc request",
 ];
 
+/// What is said of a client that was ended in the middle of its work, as pg_amcheck is when its time is up
+/// (`ProcessInterrupts`, src/backend/tcop/postgres.c).
+const CLIENT_LOST: &str = "connection to client lost";
+
 /// What a server has said so far.
 #[derive(Debug)]
 pub(super) struct Log {
@@ -117,7 +121,8 @@ impl Said {
         if let Some(end) = message.strip_prefix("redo done at ") {
             self.redo_done = end.split(' ').next().and_then(|end| end.parse().ok());
         }
-        if matches!(severity, "PANIC" | "FATAL") || DAMAGE.iter().any(|words| message.contains(words)) {
+        let is_fatal = matches!(severity, "PANIC" | "FATAL") && message != CLIENT_LOST;
+        if is_fatal || DAMAGE.iter().any(|words| message.contains(words)) {
             self.count += 1;
             if self.complaints.len() < TOLD {
                 self.complaints.push(line.to_owned());
@@ -141,6 +146,7 @@ mod tests {
             "2026-11-22 10:00:00.000 UTC [2] WARNING:  page verification failed, calculated checksum 1 but expected 2",
             "2026-11-22 10:00:00.000 UTC [3] ERROR:  division by zero",
             "2026-11-22 10:00:00.000 UTC [3] STATEMENT:  select 'invalid page'",
+            "2026-11-22 10:00:00.000 UTC [4] FATAL:  connection to client lost",
             "2026-11-22 10:00:00.000 UTC [2] FATAL:  x",
         ] {
             said.note(line);
