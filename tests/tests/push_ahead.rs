@@ -466,7 +466,8 @@ fn an_upload_that_takes_longer_than_a_call_goes_on_and_is_counted() {
     let (mut repository, proxy) = bucket_behind_proxy();
     repository.configure("timeout = 3");
     let server = Archiving::start(&repository);
-    // What cannot be compressed.
+    // A segment of its own, full of what cannot be compressed.
+    server.cluster.finish_segment();
     server.cluster.sql("select pg_logical_emit_message(false, 'x', string_agg(gen_random_uuid()::text, '')) from generate_series(1, 24000)");
     let name = server.cluster.finish_segment();
     proxy.add(Rule::all(Fault::BytesPerSecond(80_000)).method("PUT").path(&name));
