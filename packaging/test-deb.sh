@@ -27,7 +27,7 @@ clean_up() {
         done
         umount "$work/cgroup"
     fi
-    rm -rf "$work"
+    rm -rf --one-file-system "$work"
 }
 trap clean_up EXIT
 mkdir "$root"

@@ -8,20 +8,26 @@
 # dependencies on packages are not looked at.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-previous=$(realpath "$1") package=$(realpath "$2")
-if [ -z "${IN_OWN_NAMESPACES:-}" ]; then
+if [ $# = 2 ]; then
+    archive=$(packaging/clean-root.sh bookworm)
+    root=$(mktemp -d /var/tmp/walkeep-root.XXXXXX)
+    # What is mounted below it is mounted in namespaces that have ended by then, and nothing else may ever be reached.
+    trap 'rm -rf --one-file-system "$root"' EXIT
+    tar -x -f "$archive" -C "$root"
+    cp "$1" "$root/previous.rpm"
+    cp "$2" "$root/package.rpm"
     # No network, and no process survives.
-    IN_OWN_NAMESPACES=1 exec unshare --mount --pid --net --ipc --fork --kill-child "$0" "$previous" "$package"
+    unshare --mount --pid --net --ipc --fork --kill-child "$0" "$root"
+    exit
 fi
-archive=$(packaging/clean-root.sh bookworm)
-work=$(mktemp -d /var/tmp/walkeep-root.XXXXXX)
-root=$work/root
-trap 'umount -R "$root"/{proc,dev} 2>/dev/null || true; rm -rf "$work"' EXIT
-mkdir "$root"
-tar -x -f "$archive" -C "$root"
+root=$1
 mount -t proc proc "$root/proc"
-mount --rbind /dev "$root/dev"
-mount --make-rprivate "$root/dev"
+# Devices of its own: nothing here has a way to those of the host.
+mount -t tmpfs -o mode=755 tmpfs "$root/dev"
+for device in null zero full random urandom tty; do
+    mknod -m 666 "$root/dev/$device" c $((0x$(stat -c %t /dev/$device))) $((0x$(stat -c %T /dev/$device)))
+done
+mkdir -m 1777 "$root/dev/shm"
 
 step() { echo "== $*"; }
 fail() {
@@ -49,7 +55,7 @@ inside userdel postgres 2>/dev/null
 # Debian's name for the number that distributions with rpm have given to postgres.
 inside groupdel tape
 rpm_in_root --initdb
-rpm_in_root -i --force-debian --nodeps "$previous"
+rpm_in_root -i --force-debian --nodeps "$root/previous.rpm"
 is "the account" "$(inside id -u postgres):$(inside id -gn postgres)" "26:postgres"
 is "the mode of the configuration" "$(inside stat -c '%a %U:%G' /etc/walkeep/walkeep.toml)" "640 root:postgres"
 for directory in /run/walkeep /var/spool/walkeep; do
@@ -76,7 +82,7 @@ archived=$(query "select archived_count from pg_stat_archiver")
 (while query "insert into t select 0; select pg_switch_wal()" >/dev/null; do :; done) 2>/dev/null &
 load=$!
 wait_for "select archived_count > $archived + 3 from pg_stat_archiver" t
-rpm_in_root -U --force-debian --nodeps "$package"
+rpm_in_root -U --force-debian --nodeps "$root/package.rpm"
 archived=$(query "select archived_count from pg_stat_archiver")
 wait_for "select archived_count > $archived + 3 from pg_stat_archiver" t
 kill $load
