@@ -75,7 +75,9 @@ fn files_without_the_right_to_write_are_restored_as_they_were() {
     check();
 
     // What was kept, and what has to be replaced, in a directory that forbids it.
+    chmod(&data.join("certificates/root.crt"), 0o600);
     fs::write(data.join("certificates/root.crt"), "damaged").unwrap();
+    chmod(&data.join("certificates/root.crt"), 0o400);
     fs::create_dir(data.join("extra")).unwrap();
     fs::write(data.join("extra/file"), "").unwrap();
     user::give(&data.join("extra/file"));
@@ -84,6 +86,8 @@ fn files_without_the_right_to_write_are_restored_as_they_were() {
     check();
     assert!(!data.join("extra").exists());
     drop(start(&repository, &target));
+    // Whoever is not root could not remove them otherwise.
+    [&certificates, &data.join("certificates")].into_iter().for_each(|directory| chmod(directory, 0o700));
 }
 
 fn chmod(path: &Path, mode: u32) {
