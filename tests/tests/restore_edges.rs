@@ -87,7 +87,9 @@ fn files_without_the_right_to_write_are_restored_as_they_were() {
     assert!(!data.join("extra").exists());
     drop(start(&repository, &target));
     // Whoever is not root could not remove them otherwise.
-    [&certificates, &data.join("certificates")].into_iter().for_each(|directory| chmod(directory, 0o700));
+    for directory in [&certificates, &data.join("certificates")] {
+        chmod(directory, 0o700);
+    }
 }
 
 fn chmod(path: &Path, mode: u32) {
