@@ -1,5 +1,5 @@
-//! How far a copy of many bytes or files is: a line that is drawn again on a terminal, otherwise a line a minute. SIGUSR1 has it
-//! printed at once.
+//! How far a copy of many bytes or files is: a line that is drawn again on a terminal, otherwise a line a minute. SIGUSR1
+//! has it printed at once.
 
 use std::collections::VecDeque;
 use std::io::{IsTerminal as _, Write as _};

@@ -202,8 +202,8 @@ async fn prepare(args: &RestoreArgs, config: &Config) -> Result<Preparation> {
     let replaced = if args.is_delta() { replaced(&directories, &entries)? } else { BTreeMap::new() };
     let kept = backup.kept_wal.len() as u64;
     let kept_wal = Usage { bytes: backup.segment_size.bytes() * kept, files: kept };
-    let is_written = |entry: &&IndexEntry| !selection.as_ref().is_some_and(|selection| selection.leaves_out(entry));
-    let spaces = spaces(&directories, entries.iter().filter(is_written), kept_wal, &replaced)?;
+    let is_left_out = |entry: &IndexEntry| selection.as_ref().is_some_and(|selection| selection.leaves_out(entry));
+    let spaces = spaces(&directories, entries.iter(), is_left_out, kept_wal, &replaced)?;
     let has_own = entries.iter().any(|entry| entry.path.as_bytes() == b"postgresql.conf");
     let configuration = configuration::prepare(args, &archive, backup, &directories, has_own).await?;
     let ownership = if rustix::process::geteuid().is_root() {

@@ -92,14 +92,15 @@ impl Space {
     }
 }
 
-/// Compares what will be written with what is free, by file system. What `replaced` says of a directory becomes free
-/// first.
+/// Compares what will be made with what is free, by file system. Files of databases that are left out are made as well, with
+/// nothing in them. What `replaced` says of a directory becomes free first.
 ///
 /// # Errors
 /// From the operating system.
 pub fn spaces<'e>(
     directories: &Directories,
     entries: impl Iterator<Item = &'e IndexEntry>,
+    is_left_out: impl Fn(&IndexEntry) -> bool,
     kept_wal: Usage,
     replaced: &BTreeMap<Place, Usage>,
 ) -> Result<Vec<Space>> {
@@ -107,6 +108,7 @@ pub fn spaces<'e>(
     for entry in entries {
         // A directory takes up a block as well.
         let size = entry.contents.as_ref().map_or(BLOCK_BYTES, |contents| contents.size);
+        let size = if is_left_out(entry) { 0 } else { size };
         let usage = Usage { bytes: size.next_multiple_of(BLOCK_BYTES), files: 1 };
         *needed.entry(directories.locate(&entry.path).0).or_default() += usage;
         *needed.entry(Place::Data).or_default() += Usage { bytes: MANIFEST_LINE_BYTES, files: 0 };
