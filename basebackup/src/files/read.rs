@@ -256,9 +256,19 @@ fn examine(file: &File, path: &Path) -> Result<Facts> {
 }
 
 /// Reads from `offset` on what is in the page cache, up to the first page that is not; returns how many bytes there were.
-/// Where a file system cannot tell, there are none.
+/// Where a file system cannot tell, there are none. A page that the kernel is busy with for a moment is refused like one that
+/// is not there, so that each refusal is met twice before it is believed.
 fn read_cached(file: &File, buffer: &mut [u8], offset: u64) -> usize {
-    preadv2(file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT).unwrap_or(0)
+    let (mut read, mut refusals) = (0, 0);
+    while refusals < 2
+        && let Some(rest) = buffer.get_mut(read..).filter(|rest| !rest.is_empty())
+    {
+        match preadv2(file, &mut [IoSliceMut::new(rest)], offset + read as u64, ReadWriteFlags::NOWAIT) {
+            Ok(bytes) if bytes > 0 => (read, refusals) = (read + bytes, 0),
+            _ => refusals += 1,
+        }
+    }
+    read
 }
 
 /// Fills the buffer from `offset` on, as far as the file goes; returns how many bytes there were.
