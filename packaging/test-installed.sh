@@ -60,14 +60,16 @@ as_postgres basebackup check --server "$major/main"
 step "upgrade while PostgreSQL archives"
 started=$(query "select pg_postmaster_start_time()")
 archived=$(query "select archived_count from pg_stat_archiver")
-(while query "insert into t select 0; select pg_switch_wal()" >/dev/null; do :; done) 2>/dev/null &
+touch /tmp/writing
+while [ -e /tmp/writing ]; do query "insert into t select 0; select pg_switch_wal()" >/dev/null; done &
 load=$!
 wait_for "select archived_count > $archived + 3 from pg_stat_archiver" t
 apt_get install --no-install-recommends /package.deb
 archived=$(query "select archived_count from pg_stat_archiver")
 wait_for "select archived_count > $archived + 3 from pg_stat_archiver" t
-kill $load
-wait $load 2>/dev/null || true
+# It ends by itself, after its last insert: a row that came later would be one too many below.
+rm /tmp/writing
+wait $load || fail "the last insert failed"
 is "how often archiving failed" "$(query "select failed_count from pg_stat_archiver")" 0
 is "the server's start" "$(query "select pg_postmaster_start_time()")" "$started"
 is "the mode of the configuration" "$(stat -c '%a %U:%G' /etc/walkeep/walkeep.toml)" "640 root:postgres"
