@@ -53,11 +53,14 @@ impl TlsServer {
     async fn connect(&self, host: &str, port: u16, rest: &str) -> Result<bool, Error> {
         let text = format!("host={host} port={port} user=postgres application_name=tls {rest}");
         let session = Session::connect(&parameters(&text)?).await?;
+        // The second connection, which looked for a pooler, is closed; its process may take a moment to end.
+        let sessions = "select count(*) from pg_stat_activity where application_name = 'tls'";
+        self.cluster.wait_for(sessions, "1");
         let encrypted = "select ssl from pg_stat_ssl join pg_stat_activity using (pid) where application_name = 'tls'";
         let encrypted = self.cluster.sql(encrypted);
         assert!(matches!(encrypted.as_str(), "t" | "f"), "{encrypted:?} of a connection to {host} with {rest}");
         session.close().await;
-        self.cluster.wait_for("select count(*) from pg_stat_activity where application_name = 'tls'", "0");
+        self.cluster.wait_for(sessions, "0");
         Ok(encrypted == "t")
     }
 
