@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use walkeep_common::cli::bounded::bounded;
 use walkeep_common::config::{Config, StandbyOutage};
 use walkeep_common::error::{Error, Kind, Result};
-use walkeep_common::host_memory::HostMemory;
+use walkeep_common::host::HostMemory;
 use walkeep_common::postgres::control;
 use walkeep_common::retry::Patience;
 use walkeep_common::store::Store;

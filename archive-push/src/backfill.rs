@@ -21,7 +21,7 @@ use walkeep_common::wal::name::WalFileName;
 use walkeep_common::wal::segment::{SegmentName, SegmentSize, Timeline, segment_of};
 use walkeep_common::wal_archive::{LeftTimelines, WalArchive};
 
-use crate::source::{Source, read_header};
+use walkeep_common::wal_archive::source::{Source, read_header};
 
 /// How often `pg_wal` is gone through while files are being renamed in it.
 const SCANS: u32 = 5;
@@ -185,7 +185,7 @@ async fn archived_segments(
 /// # Errors
 /// `Invalid` if it is not one.
 pub(crate) fn read_history(path: &Path, timeline: Timeline) -> Result<TimelineHistory> {
-    let text = std::fs::read_to_string(path).context("read file", path)?;
-    TimelineHistory::parse(timeline, &text)
+    let contents = std::fs::read(path).context("read file", path)?;
+    TimelineHistory::parse(timeline, contents)
         .map_err(|error| Error::new(Kind::Invalid, format!("will not archive \"{}\"", path.display())).caused_by(error))
 }

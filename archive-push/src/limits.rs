@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use walkeep_common::config::Config;
 use walkeep_common::error::{Error, Kind, Result};
-use walkeep_common::host_memory::HostMemory;
+use walkeep_common::host::HostMemory;
 use walkeep_common::postgres::postmaster::PostmasterPid;
 
 /// Waiting any longer than this for a store that does not answer would delay a shutdown or pile up on an outage.

@@ -1,6 +1,6 @@
 //! `archive_command = 'archive-push %p'`: stores one WAL file and says 0 only once it is durable.
 //!
-//! The way of a file: [`source`] checks that it is what its name says, [`push`] asks the worker of [`ahead`] for it or
+//! The way of a file: [`source`](walkeep_common::wal_archive::source) checks that it is what its name says, [`push`] asks the worker of [`ahead`] for it or
 //! stores it, [`exit`] is what PostgreSQL reads.
 
 mod ahead;
@@ -8,7 +8,6 @@ mod backfill;
 mod exit;
 mod limits;
 mod push;
-mod source;
 mod store;
 
 use std::process::ExitCode;

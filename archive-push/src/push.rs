@@ -7,15 +7,15 @@ use std::time::Instant;
 use walkeep_common::cli::bounded::bounded;
 use walkeep_common::config::Config;
 use walkeep_common::error::{Error, Kind, Result};
-use walkeep_common::host_memory::HostMemory;
+use walkeep_common::host::HostMemory;
 use walkeep_common::retry::Patience;
 use walkeep_common::store::{Health, Store};
 use walkeep_common::wal_archive::WalArchive;
 
 use crate::ahead::{Ahead, Asked};
 use crate::limits::Limits;
-use crate::source::Source;
 use crate::store;
+use walkeep_common::wal_archive::source::Source;
 
 /// Archives the file at `path`: asks the worker that pushes ahead, or does it itself.
 ///

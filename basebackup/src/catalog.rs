@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use walkeep_common::config::Config;
 use walkeep_common::error::{Error, Kind, Result};
-use walkeep_common::host_memory::HostMemory;
+use walkeep_common::host::HostMemory;
 use walkeep_common::repository::backup::{Backup, BackupRecord, Begin};
 use walkeep_common::repository::layout::BackupId;
 use walkeep_common::retry::Patience;

@@ -39,6 +39,7 @@ mod store_faults;
 mod take;
 mod take_fidelity;
 mod take_life;
+mod take_standby;
 mod timelines;
 mod verify;
 mod wal_records;

@@ -19,7 +19,6 @@ use walkeep_tests::user;
 use walkeep_tests::wait::{SOON, until};
 
 use crate::format_recipe::{Extracted, archiving, take, take_backup};
-use crate::samples::unpacked;
 use crate::store_contract::unfinished_uploads;
 
 /// What `basebackup list` or `show` prints as JSON.
@@ -209,12 +208,12 @@ drop table churn:n;
 ";
 
 /// pgbench and a session that creates, fills, truncates and drops tables, for as long as this lives.
-struct Load {
+pub(crate) struct Load {
     processes: Vec<Running>,
 }
 
 impl Load {
-    fn start(cluster: &Cluster) -> Self {
+    pub(crate) fn start(cluster: &Cluster) -> Self {
         let bench = Run::new(program("pgbench")).args(cluster.connection()).args(["-c", "2", "-T", "600", "-n"]);
         let bench = bench.arg("postgres").timeout(Duration::from_secs(700)).start();
         let script = cluster.scratch().write("churn.sql", CHURN);
@@ -406,31 +405,6 @@ fn a_store_that_is_out_of_reach_is_reported_before_anything_begins() {
 }
 
 #[test]
-fn a_backup_after_a_promotion_brings_its_timeline_s_history_along() {
-    let repository = Repository::directory();
-    let primary = Cluster::options().segment_size(1).start();
-    primary.sql("create table t as select n from generate_series(1, 1000) n");
-    let command = format!("{} %p", binaries::archive_push().display());
-    let options = Cluster::options().environment(repository.environment()).archive_command(&command);
-    let mut standby = primary.standby(options);
-    standby.start();
-    let written = primary.sql("select pg_current_wal_lsn()");
-    standby.wait_for(&format!("select pg_last_wal_replay_lsn() >= '{written}'"), "t");
-    drop(primary);
-    standby.promote();
-    standby.wait_until_archived(&standby.finish_segment());
-    // Gone behind the back of archive-push, which has seen it a moment ago.
-    repository.delete(&repository.find("wal/00000002.history.zst"));
-    let id = take_backup(&standby, &repository);
-    assert_eq!(json(&repository, &["show", &id])["timeline"], 2);
-    let history = std::fs::read(standby.data().join("pg_wal/00000002.history")).unwrap();
-    assert!(unpacked(&repository, &repository.find("wal/00000002.history.zst")) == history);
-    let recovered =
-        Extracted::new(&repository, &id).recover(Cluster::options().configure("recovery_target_timeline = 2"));
-    assert_eq!(recovered.cluster.sql("select count(*) from t"), "1000");
-}
-
-#[test]
 fn a_pack_that_is_lost_before_the_end_is_missed() {
     let proxied = Proxied::start();
     let running = proxied.take_up_to("PUT", "backup_manifest.zst");
@@ -585,64 +559,6 @@ fn nothing_is_left_of_a_backup_that_is_killed_at_any_moment() {
 fn fraction(seed: u64, round: usize) -> f64 {
     let hash = blake3::hash(format!("{seed} {round}").as_bytes());
     f64::from(u16::from_le_bytes([hash.as_bytes()[0], hash.as_bytes()[1]])) / 65536.0 * 1.1
-}
-
-#[test]
-fn an_idle_standby_is_backed_up_with_its_unfinished_segment() {
-    let repository = Repository::directory();
-    let primary = archiving(&repository).start();
-    primary.sql("create table t as select n from generate_series(1, 1000) n");
-    let mut standby = primary.standby(Cluster::options());
-    standby.start();
-    primary.wait_until_archived(&primary.finish_segment());
-    primary.sql("insert into t select n from generate_series(1001, 1234) n");
-    let written = primary.sql("select pg_current_wal_lsn()");
-    standby.wait_for(&format!("select pg_last_wal_replay_lsn() >= '{written}'"), "t");
-
-    let taken = take(&standby, &repository).args(["--wal-timeout", "20s"]).finish();
-    let id = taken.expect_code(0).stdout.trim_end().to_owned();
-    let shown = json(&repository, &["show", &id]);
-    assert_eq!(shown["from_standby"], true);
-    let kept = shown["kept_wal"].as_array().unwrap();
-    assert_eq!(kept.len(), 1, "{shown}");
-    assert_eq!(kept[0], shown["stop_wal"]);
-    repository.find(&format!("base/{id}/wal/{}.zst", kept[0].as_str().unwrap()));
-
-    let extracted = Extracted::new(&repository, &id);
-    extracted.verify();
-    let recovered = extracted.recover(Cluster::options());
-    assert_eq!(recovered.cluster.sql("select count(*) from t"), "1234");
-    check_relations(&recovered.cluster);
-}
-
-#[test]
-fn a_standby_is_backed_up_while_its_primary_writes() {
-    let repository = Repository::directory();
-    let primary = archiving(&repository).checksums().start();
-    Run::new(program("pgbench"))
-        .args(primary.connection())
-        .args(["-i", "-q", "-s", "2", "postgres"])
-        .finish()
-        .expect_code(0);
-    let mut standby = primary.standby(Cluster::options());
-    standby.start();
-    let load = Load::start(&primary);
-    standby.wait_for("select count(*) > 100 from pgbench_history", "t");
-    let id = take_backup(&standby, &repository);
-    let rows: u64 = primary.sql("select count(*) from pgbench_history").parse().unwrap();
-    primary.wait_until_archived(&primary.finish_segment());
-    drop(load);
-
-    let extracted = Extracted::new(&repository, &id);
-    extracted.verify();
-    let recovered = extracted.recover(Cluster::options());
-    let balances = recovered.cluster.sql(
-        "select (select sum(delta) from pgbench_history) = (select sum(abalance) from pgbench_accounts), \
-         (select count(*) from pgbench_history)",
-    );
-    let (sums_agree, found) = balances.split_once('|').unwrap();
-    assert!(sums_agree == "t" && found.parse::<u64>().unwrap() >= rows, "{balances}, {rows} rows before the end");
-    check_relations(&recovered.cluster);
 }
 
 #[test]

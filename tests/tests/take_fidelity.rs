@@ -5,38 +5,14 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use walkeep_tests::binaries;
-use walkeep_tests::ceph;
 use walkeep_tests::cluster::{Cluster, major, program};
-use walkeep_tests::proxy::{Fault, Proxy, Rule};
 use walkeep_tests::repository::Repository;
 use walkeep_tests::run::Run;
 use walkeep_tests::user;
-use walkeep_tests::wait::{SOON, until};
+use walkeep_tests::wait::SOON;
 
 use crate::format_recipe::{Extracted, archiving, take};
-use crate::take::{check_relations, expect_no_backup, json, peak_memory, relation_file};
-
-#[test]
-fn a_standby_that_is_promoted_ends_its_backup_at_once() {
-    let mut repository = Repository::ceph();
-    let proxy = Proxy::start(&ceph::shared().endpoint);
-    repository.set_proxy(&proxy);
-    let primary = archiving(&repository).start();
-    let mut standby = primary.standby(Cluster::options());
-    standby.start();
-    proxy.add(Rule::all(Fault::slow_down()).method("POST").path("pack-00001"));
-    let mut running = take(&standby, &repository).start();
-    until("take stores a pack", SOON, || {
-        assert!(!running.has_ended());
-        (proxy.count("POST", "pack-00001") > 0).then_some(())
-    });
-    standby.promote();
-    // The store still does not take the pack.
-    let failed = running.finish();
-    proxy.clear();
-    failed.expect_stderr(&["the standby was promoted during the backup"]);
-    expect_no_backup(&standby, &repository, &failed);
-}
+use crate::take::{check_relations, json, peak_memory, relation_file};
 
 #[test]
 fn damaged_relations_are_named_in_every_database_and_tablespace() {

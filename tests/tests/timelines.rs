@@ -1,14 +1,15 @@
 //! Timelines: failovers, servers that go on where they should not, and recovery along one branch of many.
 
+use std::io::Write as _;
 use std::sync::Arc;
 
 use serde_json::Value;
 use walkeep_common::lsn::Lsn;
 use walkeep_common::wal::segment::{SegmentName, SegmentSize, Timeline, segment_of};
 use walkeep_tests::binaries;
-use walkeep_tests::cluster::{Cluster, StopMode, setting};
+use walkeep_tests::cluster::{Cluster, StopMode, program, setting};
 use walkeep_tests::repository::Repository;
-use walkeep_tests::run::{Finished, tool};
+use walkeep_tests::run::{Finished, Run, tool};
 use walkeep_tests::user;
 use walkeep_tests::wait::{SOON, until};
 
@@ -280,6 +281,38 @@ fn seventeen_timelines_are_told_apart_in_hexadecimal() {
     assert!(place.is_untouched());
     // From behind it nobody asks for it.
     expect_rows(&repository, &[], &last, &all);
+}
+
+/// A restore point's name, and with it the reason in a history, is in the encoding of the database it was made in.
+#[test]
+fn a_history_that_is_not_utf_8_is_archived_and_followed() {
+    let repository = Repository::directory();
+    let server = archiving(&repository).start();
+    server.sql("create table t (n int, what text); insert into t values (1, 'before')");
+    let first = take(&repository, &server);
+    server.sql("insert into t values (2, 'between')");
+    server.sql("create database latin encoding 'LATIN1' lc_collate 'C' lc_ctype 'C' template template0");
+    let psql =
+        Run::new(program("psql")).args(server.connection()).args(["-XAtqd", "dbname=latin client_encoding=UTF8"]);
+    psql.args(["-c", "select pg_create_restore_point('f\u{fc}r')"]).finish().expect_code(0);
+    server.sql("insert into t values (3, 'behind')");
+    archive_segments(&server, 1);
+
+    let place = Place::new();
+    place.restore(&repository, &[&first, "--keep-archiving"]);
+    let mut settings = std::fs::File::options().append(true).open(place.data().join("postgresql.auto.conf")).unwrap();
+    settings.write_all(b"recovery_target_name = 'f\\374r'\nrecovery_target_action = 'promote'\n").unwrap();
+    let mut recovered = place.server(&repository);
+    recovered.start();
+    wait_until_open(&recovered);
+    let history = std::fs::read(recovered.data().join("pg_wal/00000002.history")).unwrap();
+    assert!(history.windows(3).any(|bytes| bytes == b"f\xfcr"), "{}", history.escape_ascii());
+    recovered.sql("insert into t values (4, 'new')");
+    archive_segments(&recovered, 1);
+    assert!(unpacked(&repository, &repository.find("wal/00000002.history.zst")) == history);
+    let second = take(&repository, &recovered);
+    expect_rows(&repository, &[], &second, "before,between,new");
+    expect_rows(&repository, &["--target-timeline", "2", &first], &first, "before,between,new");
 }
 
 /// A copy of a data directory that no server runs on, as a server of its own.

@@ -22,7 +22,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use walkeep_common::config::Config;
-use walkeep_common::host_memory::HostMemory;
+use walkeep_common::host::HostMemory;
 use walkeep_common::postgres::control::ControlFile;
 use walkeep_common::wal::header::{LONG_HEADER_BYTES, SegmentHeader};
 use walkeep_common::wal::name::WalFileName;

@@ -67,8 +67,8 @@ pub(super) fn histories() -> Vec<TimelineHistory> {
     let history = |entry: fs::DirEntry| {
         let WalFileName::History(timeline) = entry.file_name().to_str()?.parse().ok()? else { return None };
         let short = entry.metadata().is_ok_and(|metadata| metadata.len() <= HISTORY_LIMIT);
-        let text = fs::read_to_string(entry.path()).ok().filter(|_| short)?;
-        TimelineHistory::parse(timeline, &text).ok()
+        let contents = fs::read(entry.path()).ok().filter(|_| short)?;
+        TimelineHistory::parse(timeline, contents).ok()
     };
     entries.filter_map(history).collect()
 }

@@ -14,14 +14,14 @@ use std::time::{Duration, Instant};
 use walkeep_common::cli::bounded::caught;
 use walkeep_common::config::Config;
 use walkeep_common::error::{Error, Kind, Result};
-use walkeep_common::host_memory::HostMemory;
+use walkeep_common::host::HostMemory;
 use walkeep_common::retry::Patience;
 use walkeep_common::store::Store;
 use walkeep_common::wal::name::WalFileName;
 
 use super::data_directory::DataDirectory;
 use super::pusher::Pusher;
-use crate::source::Source;
+use walkeep_common::wal_archive::source::Source;
 
 /// What the host remembers the last batch under. Only a hint where a look is worth it: the archive is what decides.
 const BATCH_FACT: &str = "push-batch";

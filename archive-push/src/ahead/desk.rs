@@ -8,7 +8,7 @@ use walkeep_common::wal::name::WalFileName;
 use super::data_directory::DataDirectory;
 use super::protocol::Answer;
 use super::queue::{Job, Outcome, Queue};
-use crate::source::Stamp;
+use walkeep_common::wal_archive::source::Stamp;
 
 /// How often a thread without work looks whether there is any.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);

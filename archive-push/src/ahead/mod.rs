@@ -44,7 +44,7 @@ use self::place::Place;
 use self::protocol::Request;
 pub(crate) use self::warnings::keep as keep_warnings;
 use crate::limits::Limits;
-use crate::source::Source;
+use walkeep_common::wal_archive::source::Source;
 
 /// How long no other is started then.
 const NO_WORKER_MEMORY: Duration = Duration::from_secs(60);

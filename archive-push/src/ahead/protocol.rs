@@ -10,7 +10,7 @@ use walkeep_common::error::{Error, Kind};
 use walkeep_common::postgres::postmaster::PostmasterPid;
 
 use super::place::surroundings;
-use crate::source::{Source, Stamp};
+use walkeep_common::wal_archive::source::{Source, Stamp};
 
 /// The version of these messages.
 const PROTOCOL: u32 = 1;

@@ -10,7 +10,7 @@ use rustix::process::{Resource, getrlimit};
 use tokio::runtime::{Builder, Runtime};
 use walkeep_common::config::Config;
 use walkeep_common::error::{Error, Kind, Result};
-use walkeep_common::host_memory::HostMemory;
+use walkeep_common::host::HostMemory;
 use walkeep_common::retry::Patience;
 use walkeep_common::store::{ANSWER_TIME, Health, SLOWEST_LINK, Store};
 use walkeep_common::wal::name::WalFileName;
@@ -18,8 +18,8 @@ use walkeep_common::wal_archive::WalArchive;
 
 use super::budget::Budget;
 use super::pace::Pace;
-use crate::source::Source;
 use crate::store;
+use walkeep_common::wal_archive::source::Source;
 
 /// What all files on their way may take. The rest of 256 MiB is for everything else.
 const MEMORY_BYTES: usize = 192 << 20;

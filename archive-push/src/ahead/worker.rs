@@ -19,7 +19,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use walkeep_common::cli::bounded::caught;
 use walkeep_common::config::{CompressionLevel, Config};
 use walkeep_common::error::{Error, Kind, Result};
-use walkeep_common::host_memory::HostMemory;
+use walkeep_common::host::HostMemory;
 use walkeep_common::postgres::control::ControlFile;
 use walkeep_common::postgres::postmaster::PostmasterPid;
 
@@ -31,8 +31,8 @@ use super::protocol::{self, Answer, Failure, Request};
 use super::pusher::Pusher;
 use super::queue::{Job, Outcome, Queue};
 use super::{start, warnings};
-use crate::source::Source;
 use archive_push::args::Args;
+use walkeep_common::wal_archive::source::Source;
 
 /// How often a call that waits is told that its worker lives.
 const SIGN_OF_LIFE: Duration = Duration::from_millis(500);

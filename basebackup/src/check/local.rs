@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use walkeep_common::config::{self, Config, Scheme};
-use walkeep_common::host_memory::HostMemory;
+use walkeep_common::host::HostMemory;
 
 use super::finding::{Area, Finding};
 use crate::accounts::{Accounts, name};

@@ -25,10 +25,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use walkeep_common::cli::{Reporter, host_name};
+use walkeep_common::cli::Reporter;
 use walkeep_common::config::Config;
 use walkeep_common::error::{Error, Kind, Result};
-use walkeep_common::host_memory::HostMemory;
+use walkeep_common::host::{HostMemory, host_name};
 use walkeep_common::retry::Patience;
 use walkeep_common::wal::segment::Timeline;
 use walkeep_common::wal_archive::WalArchive;

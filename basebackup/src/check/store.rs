@@ -3,9 +3,8 @@
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
-use walkeep_common::cli::host_name;
 use walkeep_common::error::{Kind, Result};
-use walkeep_common::host_memory::HostMemory;
+use walkeep_common::host::{HostMemory, host_name};
 use walkeep_common::repository::layout::probe;
 use walkeep_common::store::{CreateOnly, Store};
 use walkeep_common::wal_archive::note_create_only;

@@ -21,9 +21,10 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use jiff::Timestamp;
-use walkeep_common::cli::{Reporter, Severity, host_name};
+use walkeep_common::cli::{Reporter, Severity};
 use walkeep_common::config::Config;
 use walkeep_common::error::{Error, IoContext as _, Kind, Result};
+use walkeep_common::host::host_name;
 use walkeep_common::repository::layout::BackupId;
 use walkeep_common::retry::Patience;
 use walkeep_common::wal_archive::WalArchive;

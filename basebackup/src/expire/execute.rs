@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use object_store::path::Path;
-use walkeep_common::cli::host_name;
 use walkeep_common::error::{Error, IoContext as _, Kind, Result};
+use walkeep_common::host::host_name;
 use walkeep_common::repository::backup::BackupRecord;
 use walkeep_common::repository::expire::{ExpireDone, ExpireRecord, Range, WalRange, merged};
 use walkeep_common::repository::layout::BackupId;

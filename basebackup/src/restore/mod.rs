@@ -33,9 +33,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use jiff::tz::TimeZone;
-use walkeep_common::cli::{Reporter, Severity, host_name};
+use walkeep_common::cli::{Reporter, Severity};
 use walkeep_common::config::Config;
 use walkeep_common::error::{Error, IoContext as _, Kind, Result};
+use walkeep_common::host::host_name;
 use walkeep_common::postgres::tablespace_map::{self, TablespaceLink};
 use walkeep_common::repository::backup::Backup;
 use walkeep_common::wal_archive::WalArchive;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use walkeep_common::error::{Kind, Result};
-use walkeep_common::host_memory::HostMemory;
+use walkeep_common::host::HostMemory;
 use walkeep_common::lsn::Lsn;
 use walkeep_common::repository::backup::Backup;
 use walkeep_common::repository::layout::BackupId;

@@ -19,7 +19,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use walkeep_common::config::Config;
 use walkeep_common::error::Result;
-use walkeep_common::host_memory::HostMemory;
+use walkeep_common::host::HostMemory;
 use walkeep_common::retry::Patience;
 
 use self::archived::ClusterStatus;

@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use jiff::{SignedDuration, Timestamp};
-use walkeep_common::cli::{Reporter, Severity, host_name};
+use walkeep_common::cli::{Reporter, Severity};
 use walkeep_common::error::{Error, Kind, Result};
+use walkeep_common::host::host_name;
 use walkeep_common::postgres::control::ControlFile;
 use walkeep_common::repository::backup::Begin;
 use walkeep_common::repository::layout::BackupId;

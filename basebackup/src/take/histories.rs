@@ -2,16 +2,17 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use jiff::Timestamp;
-use walkeep_common::cli::{Reporter, Severity, host_name};
+use walkeep_common::cli::{Reporter, Severity};
 use walkeep_common::error::{Error, IoContext as _, Kind, Result};
 use walkeep_common::wal::history::TimelineHistory;
 use walkeep_common::wal::name::WalFileName;
 use walkeep_common::wal::segment::Timeline;
+use walkeep_common::wal_archive::source::Source;
 use walkeep_common::wal_archive::{Kept, LeftTimelines, WalArchive};
-use walkeep_common::wal_object::encode::{Description, encode};
+
+use super::WAL_LEVEL;
 
 /// The history of the timeline a backup ended on: from `pg_wal`, else from the archive.
 ///
@@ -25,8 +26,8 @@ pub(super) async fn history(
     if timeline == Timeline(1) {
         return Ok(TimelineHistory::without_ancestors(timeline));
     }
-    let local = read(data_directory, timeline)?.map(|(text, _)| text);
-    let local = local.and_then(|text| TimelineHistory::parse(timeline, &String::from_utf8_lossy(&text)).ok());
+    let local = read(data_directory, timeline)?;
+    let local = local.and_then(|contents| TimelineHistory::parse(timeline, contents).ok());
     match local {
         Some(history) => Ok(history),
         None => archive.history(timeline).await?.ok_or_else(|| nowhere(timeline)),
@@ -49,9 +50,10 @@ pub(super) async fn see_archived(
     let ancestors = history.ancestors().iter().map(|ancestor| ancestor.timeline);
     for timeline in ancestors.chain([history.timeline()]).filter(|&timeline| timeline > Timeline(1)) {
         let name = WalFileName::History(timeline);
-        if let Some((text, modified)) = read(data_directory, timeline)? {
+        if path(data_directory, timeline).exists() {
             // Another history under the same number would be a conflict: found now, not in a recovery.
-            if keep(archive, timeline, &text, modified).await? == Kept::New {
+            let source = Source::open(&path(data_directory, timeline))?;
+            if archive.keep(name, &source.encode(WAL_LEVEL)?, &LeftTimelines::default()).await? == Kept::New {
                 let message = format!("timeline history \"{name}\" was not archived so far; it is now");
                 reporter.print(Severity::Info, &message, None);
             }
@@ -62,36 +64,17 @@ pub(super) async fn see_archived(
     Ok(())
 }
 
-async fn keep(archive: &WalArchive, timeline: Timeline, text: &[u8], modified: Timestamp) -> Result<Kept> {
-    const LEVEL: i32 = 3;
-    let name = WalFileName::History(timeline);
-    let parsed = TimelineHistory::parse(timeline, &String::from_utf8_lossy(text));
-    let _ =
-        parsed.map_err(|error| Error::new(Kind::Invalid, format!("will not archive \"{name}\"")).caused_by(error))?;
-    let description = Description {
-        name: name.to_string(),
-        system_identifier: archive.layout().system_identifier(),
-        timeline,
-        start_lsn: None,
-        pg_major: None,
-        segment_size: None,
-        modified,
-        archived: Timestamp::now(),
-        host: host_name(),
-    };
-    let encoded = encode(text, text.len() as u64, LEVEL, description)?;
-    archive.keep(name, &encoded, &LeftTimelines::default()).await
+/// A history in `pg_wal`; nothing if it is not there.
+fn read(data_directory: &Path, timeline: Timeline) -> Result<Option<Vec<u8>>> {
+    let path = path(data_directory, timeline);
+    match fs::read(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        contents => contents.context("read file", &path).map(Some),
+    }
 }
 
-/// The bytes of a history in `pg_wal`, and when they were written; nothing if it is not there.
-fn read(data_directory: &Path, timeline: Timeline) -> Result<Option<(Vec<u8>, Timestamp)>> {
-    let path = data_directory.join("pg_wal").join(WalFileName::History(timeline).to_string());
-    let bytes = match fs::read(&path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        bytes => bytes.context("read file", &path)?,
-    };
-    let modified = fs::metadata(&path).and_then(|metadata| metadata.modified()).context("examine", &path)?;
-    Ok(Some((bytes, Timestamp::try_from(modified).unwrap_or(Timestamp::UNIX_EPOCH))))
+fn path(data_directory: &Path, timeline: Timeline) -> PathBuf {
+    data_directory.join("pg_wal").join(WalFileName::History(timeline).to_string())
 }
 
 fn nowhere(timeline: Timeline) -> Error {

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use walkeep_common::cli::{Reporter, Severity};
 use walkeep_common::config::Config;
 use walkeep_common::error::{Error, Kind, Result};
-use walkeep_common::host_memory::HostMemory;
+use walkeep_common::host::HostMemory;
 use walkeep_common::lsn::Lsn;
 use walkeep_common::postgres::control::{ControlFile, read_bytes};
 use walkeep_common::repository::backup::{Backup, BadPage, RestorePoint};
@@ -59,6 +59,9 @@ use crate::session::{Session, preflight, relations};
 const MOST_JOBS: usize = 64;
 /// How long one request is tried again: an outage shorter than this costs a backup nothing but time.
 const PATIENCE: Patience = Patience::For(Duration::from_secs(10 * 60));
+
+/// How hard WAL is compressed that is stored here and not by PostgreSQL's archiver.
+const WAL_LEVEL: i32 = 3;
 
 /// How long an interrupted backup waits for its very last put.
 const LAST_PUT: Duration = Duration::from_secs(10);

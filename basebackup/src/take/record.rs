@@ -1,7 +1,8 @@
 //! `backup.json`: what is known of a backup once everything else of it is stored.
 
-use walkeep_common::cli::{Severity, host_name};
+use walkeep_common::cli::Severity;
 use walkeep_common::error::{Error, Kind, Result};
+use walkeep_common::host::host_name;
 use walkeep_common::repository::backup::{Backup, Configuration, Owner, RestorePoint, StoredObject, Tablespace};
 use walkeep_common::wal::history::TimelineHistory;
 use walkeep_common::wal_object::header::FORMAT_VERSION;

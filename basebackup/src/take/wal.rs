@@ -7,23 +7,28 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use walkeep_common::cli::{Reporter, Severity, host_name};
+use walkeep_common::cli::{Reporter, Severity};
 use walkeep_common::error::{Error, IoContext as _, Kind, Result};
+use walkeep_common::host::host_name;
 use walkeep_common::lsn::Lsn;
 use walkeep_common::repository::layout::BackupId;
 use walkeep_common::wal::header::{LONG_HEADER_BYTES, SegmentHeader};
 use walkeep_common::wal::history::TimelineHistory;
 use walkeep_common::wal::name::WalFileName;
 use walkeep_common::wal::segment::{SegmentName, SegmentSize};
-use walkeep_common::wal_archive::WalArchive;
+use walkeep_common::wal_archive::source::Source;
+use walkeep_common::wal_archive::{Kept, WalArchive};
 use walkeep_common::wal_object::encode::{Description, encode};
 
+use super::WAL_LEVEL;
 use crate::meter::Requests;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How often the operator is told what is being waited for.
 const REPORT_EVERY: Duration = Duration::from_secs(60);
+/// How long a standby leaves its backup's segments to whoever archives.
+const OTHERS_FIRST: Duration = Duration::from_secs(10);
 
 /// How segments are waited for.
 #[derive(Debug, Clone, Copy)]
@@ -61,7 +66,7 @@ impl NeededWal {
     /// # Errors
     /// `Unavailable` when the time is up; whatever looking fails with.
     pub(super) async fn wait_until_archived(&self, archive: &WalArchive, how: Wait<'_>) -> Result<()> {
-        wait(archive, &self.segments, how).await
+        wait(archive, &self.segments, None, how).await
     }
 
     /// As [`Self::wait_until_archived`] for a standby's backup: nobody may finish its last segment for a long time, so
@@ -77,24 +82,41 @@ impl NeededWal {
         how: Wait<'_>,
     ) -> Result<Vec<String>> {
         let Some((last, others)) = self.segments.split_last() else { return Ok(Vec::new()) };
+        let pg_wal = data_directory.join("pg_wal");
         let is_archived = archive.header(WalFileName::Segment(*last)).await?.is_some();
-        if !is_archived && keep_with_backup(archive, id, data_directory, *last).await? {
-            wait(archive, others, how).await?;
+        if !is_archived && keep_with_backup(archive, id, &pg_wal, *last).await? {
+            wait(archive, others, Some(&pg_wal), how).await?;
             return Ok(vec![last.to_string()]);
         }
         // The standby has recycled it, or never had it but from the archive: then it is full, and comes or is there.
-        wait(archive, &self.segments, how).await?;
+        wait(archive, &self.segments, Some(&pg_wal), how).await?;
         Ok(Vec::new())
     }
 }
 
-async fn wait(archive: &WalArchive, segments: &[SegmentName], how: Wait<'_>) -> Result<()> {
+/// Waits for segments in their order. What a standby has in its `pg_wal` and nobody archives for a while is archived from
+/// there: the primary may be gone, and what was received before `archive_mode = always` was set counts as archived here
+/// (`XLogWalRcvClose`, src/backend/replication/walreceiver.c).
+async fn wait(archive: &WalArchive, segments: &[SegmentName], standby: Option<&Path>, how: Wait<'_>) -> Result<()> {
     let begun = Instant::now();
     let mut told = Some(begun);
     for (number, &segment) in segments.iter().enumerate() {
         let name = WalFileName::Segment(segment);
         let mut pause = FIRST_PAUSE;
+        let mut own = standby;
         while archive.header(name).await?.is_none() {
+            if let Some(pg_wal) = own.take_if(|_| begun.elapsed() >= OTHERS_FIRST) {
+                match store_own(archive, pg_wal, name).await {
+                    Ok(true) => {
+                        let text = format!("WAL segment \"{name}\" was not archived so far; it is now");
+                        how.reporter.print(Severity::Info, &text, None);
+                    }
+                    Ok(false) => {}
+                    // It may still come from elsewhere.
+                    Err(error) => how.reporter.error(Severity::Warning, &error),
+                }
+                continue;
+            }
             if begun.elapsed() >= how.limit {
                 return Err(not_archived(name, how.limit));
             }
@@ -122,16 +144,24 @@ fn not_archived(name: WalFileName, limit: Duration) -> Error {
     .hint("Look for failures of archive_command in the server's log and in pg_stat_archiver; it must archive to the same repository.")
 }
 
+/// Archives a complete segment of `pg_wal`, as `archive-push` would; false if it is not there any more.
+async fn store_own(archive: &WalArchive, pg_wal: &Path, name: WalFileName) -> Result<bool> {
+    let path = pg_wal.join(name.to_string());
+    if !path.exists() {
+        return Ok(false);
+    }
+    let source = Source::open(&path)?;
+    if !source.is_written_to_its_end()? {
+        return Ok(false);
+    }
+    let kept = archive.keep(name, &source.encode(WAL_LEVEL)?, &source.left_timelines()).await?;
+    Ok(kept == Kept::New)
+}
+
 /// Stores a segment of `pg_wal` with the backup, if it is there. Its tail may still be written or be left over from an older segment;
 /// replay of the backup ends before.
-async fn keep_with_backup(
-    archive: &WalArchive,
-    id: &BackupId,
-    data_directory: &Path,
-    segment: SegmentName,
-) -> Result<bool> {
-    const LEVEL: i32 = 3;
-    let path = data_directory.join("pg_wal").join(segment.to_string());
+async fn keep_with_backup(archive: &WalArchive, id: &BackupId, pg_wal: &Path, segment: SegmentName) -> Result<bool> {
+    let path = pg_wal.join(segment.to_string());
     let file = match File::open(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
         file => file.context("open file", &path)?,
@@ -155,7 +185,7 @@ async fn keep_with_backup(
         archived: now,
         host: host_name(),
     };
-    let encoded = encode(file, header.segment_size.bytes(), LEVEL, description)?;
+    let encoded = encode(file, header.segment_size.bytes(), WAL_LEVEL, description)?;
     let payload = object_store::PutPayload::from_iter([encoded.header_bytes, encoded.frames]);
     // The folder is ours: what exists there is what an earlier attempt of this put stored.
     archive.store().create(&archive.layout().backup_wal(id, name), payload).await.map(|_| true)

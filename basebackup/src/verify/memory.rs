@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use walkeep_common::host_memory::HostMemory;
+use walkeep_common::host::HostMemory;
 use walkeep_common::repository::layout::BackupId;
 use walkeep_common::wal_archive::WalArchive;
 

@@ -23,7 +23,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use walkeep_common::cli::Reporter;
 use walkeep_common::config::Config;
 use walkeep_common::error::{Error, Kind, Result};
-use walkeep_common::host_memory::HostMemory;
+use walkeep_common::host::HostMemory;
 use walkeep_common::repository::backup::Backup;
 use walkeep_common::repository::layout::{BackupId, WalObject};
 use walkeep_common::repository::seal::{self, Seal};

@@ -84,9 +84,3 @@ pub fn refuse_root(allowed: bool) -> Result<()> {
     Err(Error::new(Kind::Usage, "will not run as root")
         .hint("Run it as the user that owns the data directory (sudo -u postgres …), or say --allow-root."))
 }
-
-/// This host's name.
-pub fn host_name() -> String {
-    const LONGEST: usize = 255;
-    rustix::system::uname().nodename().to_string_lossy().chars().take(LONGEST).collect()
-}

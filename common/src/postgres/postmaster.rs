@@ -20,7 +20,9 @@ pub struct PostmasterPid {
 impl PostmasterPid {
     /// Reads the file below a data directory; nothing if there is none or it is being written.
     pub fn read(data_directory: &Path) -> Option<Self> {
-        let text = std::fs::read_to_string(data_directory.join("postmaster.pid")).ok()?;
+        // The second line is the directory's name, in whatever encoding that is.
+        let contents = std::fs::read(data_directory.join("postmaster.pid")).ok()?;
+        let text = String::from_utf8_lossy(&contents);
         let mut lines = text.lines();
         let pid = lines.next()?.trim().parse().ok()?;
         let start_time = lines.nth(1).and_then(|line| line.trim().parse().ok()).unwrap_or_default();
@@ -47,7 +49,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(
             directory.path().join("postmaster.pid"),
-            "123\n/data\n1\n5432\n/tmp\nlocalhost\n  99 1\nstopping\n",
+            b"123\n/d\xe4ten\n1\n5432\n/tmp\nlocalhost\n  99 1\nstopping\n",
         )
         .unwrap();
         let pid = PostmasterPid::read(directory.path()).unwrap();

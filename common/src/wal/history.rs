@@ -33,8 +33,10 @@ impl TimelineHistory {
     }
 
     /// Reads the contents of `timeline`'s history file. A file without any ancestor is refused: PostgreSQL never
-    /// writes one, and taking it for true would cut the timeline off from its past.
-    pub fn parse(timeline: Timeline, text: &str) -> Result<Self, InvalidHistory> {
+    /// writes one, and taking it for true would cut the timeline off from its past. The reason that ends a line may hold
+    /// the name of a restore point, and that is in the encoding of the database it was made in.
+    pub fn parse(timeline: Timeline, contents: impl AsRef<[u8]>) -> Result<Self, InvalidHistory> {
+        let text = String::from_utf8_lossy(contents.as_ref());
         let mut ancestors: Vec<Ancestor> = Vec::new();
         for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
             let mut fields = line.split_whitespace();

@@ -250,8 +250,7 @@ impl WalArchive {
         if fetched.file.len() as u64 > HISTORY_LIMIT {
             return Err(Error::new(Kind::Damaged, format!("timeline history \"{name}\" is impossibly large")));
         }
-        let text = String::from_utf8_lossy(&fetched.file);
-        TimelineHistory::parse(timeline, &text)
+        TimelineHistory::parse(timeline, &fetched.file)
             .map(Some)
             .map_err(|error| Error::new(Kind::Damaged, format!("could not use \"{name}\"")).caused_by(error))
     }

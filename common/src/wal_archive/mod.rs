@@ -6,6 +6,7 @@ mod fetch;
 mod holes;
 pub mod inventory;
 mod keep;
+pub mod source;
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ pub use self::fetch::Fetched;
 pub use self::keep::{Kept, LeftTimelines};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
-use crate::host_memory::HostMemory;
+use crate::host::HostMemory;
 use crate::repository::identity::Identity;
 use crate::repository::layout::{Layout, PROBE_FOLDER, probe};
 use crate::repository::seal::seal;

@@ -2,14 +2,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::Duration;
 
 use walkeep_tests::cluster::{Cluster, StopMode};
 use walkeep_tests::repository::Repository;
 use walkeep_tests::scratch::Scratch;
-use walkeep_tests::wait::try_until;
+use walkeep_tests::wait::{SOON, until};
 
 use super::document::Section;
 use super::place::Place;
@@ -62,15 +59,6 @@ fn both_archivers_get_every_segment_until_the_old_one_is_cut_off() {
     assert!(!stored(&ours));
 }
 
-/// Ends a loop when it goes, however it goes.
-struct Done<'a>(&'a AtomicBool);
-
-impl Drop for Done<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 #[test]
 fn a_standby_archives_beside_a_primary_that_knows_nothing_of_it() {
     let place = Place::with(Repository::directory(), |options| {
@@ -81,24 +69,18 @@ fn a_standby_archives_beside_a_primary_that_knows_nothing_of_it() {
              pg_ctl -s -w -D /srv/standby -o '-p 5433' -l /srv/standby.log start")
         .expect_code(0);
     let mut section = Section::read("moving.md", "Or from a standby");
+    place.server.finish_segment();
+    place.server.finish_segment();
+    let written = place.sql(5432, "select pg_current_wal_flush_lsn()");
+    place.wait_for(5433, &format!("select pg_last_wal_replay_lsn() >= '{written}'"), "t");
     section.run(&place);
     section.run(&place);
-    let reached = place.sql(5432, "select pg_current_wal_lsn()");
-    place.wait_for(5433, &format!("select pg_last_wal_replay_lsn() >= '{reached}'"), "t");
-    let is_taken = AtomicBool::new(false);
-    thread::scope(|scope| {
-        // A standby gets the end of its backup archived when the primary has written on.
-        scope.spawn(|| {
-            while !is_taken.load(Ordering::Relaxed) {
-                let name = format!("{}.zst", place.server.finish_segment());
-                let is_archived = || place.repository.objects().iter().any(|key| key.ends_with(&name));
-                try_until(Duration::from_secs(1), || (is_archived() || is_taken.load(Ordering::Relaxed)).then_some(()));
-            }
-        });
-        let _done = Done(&is_taken);
-        section.run(&place);
-    });
     section.end();
+    let later = place.server.finish_segment();
+    place.server.finish_segment();
+    until("the standby archives what comes", SOON, || {
+        place.repository.objects().iter().any(|key| key.ends_with(&format!("{later}.zst"))).then_some(())
+    });
     place.sh("basebackup verify --all --wal").expect_code(0);
 }
 

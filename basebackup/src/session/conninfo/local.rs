@@ -62,8 +62,8 @@ fn of_data_directory(directory: &Path) -> Result<Local> {
     }
     let not_running =
         || Error::new(Kind::Unavailable, format!("no server is running on data directory \"{}\"", directory.display()));
-    let text =
-        std::fs::read_to_string(directory.join("postmaster.pid")).map_err(|error| not_running().caused_by(error))?;
+    let contents = std::fs::read(directory.join("postmaster.pid")).map_err(|error| not_running().caused_by(error))?;
+    let text = String::from_utf8_lossy(&contents);
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
     let [_, _, _, port, socket, address, ..] = lines.as_slice() else { return Err(not_running()) };
     let host = match (*socket, *address) {

@@ -1,4 +1,4 @@
-//! What this host remembers across calls, in the spool. Losing it costs requests, never correctness.
+//! This host: its name, and what it remembers across calls, in the spool. Losing that costs requests, never correctness.
 
 use std::collections::HashMap;
 use std::fs;
@@ -10,6 +10,12 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::Mode;
 
 use crate::config::{Config, home_directory};
+
+/// This host's name.
+pub fn host_name() -> String {
+    const LONGEST: usize = 255;
+    rustix::system::uname().nodename().to_string_lossy().chars().take(LONGEST).collect()
+}
 
 /// Small facts in files: what was found out about stores, and when. Without a directory to write to they are kept for
 /// the life of the process.

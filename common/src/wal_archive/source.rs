@@ -1,45 +1,53 @@
-//! The file PostgreSQL wants archived: opened once, and seen to be what its name says before anything is stored.
+//! A file of `pg_wal` that is to be archived: opened once, and seen to be what its name says before anything is stored.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Seek as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
+use crate::error::{Error, IoContext as _, Kind, Result};
+use crate::host::host_name;
+use crate::lsn::Lsn;
+use crate::postgres::control::{self, ControlFile};
+use crate::wal::header::{LONG_HEADER_BYTES, SegmentHeader};
+use crate::wal::history::TimelineHistory;
+use crate::wal::name::WalFileName;
+use crate::wal::segment::SegmentSize;
+use crate::wal_archive::LeftTimelines;
+use crate::wal_object::encode::{Description, Encoded, encode};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use walkeep_common::cli::host_name;
-use walkeep_common::error::{Error, IoContext as _, Kind, Result};
-use walkeep_common::lsn::Lsn;
-use walkeep_common::postgres::control::{self, ControlFile};
-use walkeep_common::wal::header::{LONG_HEADER_BYTES, SegmentHeader};
-use walkeep_common::wal::history::TimelineHistory;
-use walkeep_common::wal::name::WalFileName;
-use walkeep_common::wal::segment::SegmentSize;
-use walkeep_common::wal_archive::LeftTimelines;
-use walkeep_common::wal_object::encode::{Description, Encoded, encode};
 
 /// Histories and backup history files are a few lines of text.
 const TEXT_LIMIT: u64 = 1024 * 1024;
 
 /// A WAL file that is what its name says.
 #[derive(Debug)]
-pub(crate) struct Source {
-    pub(crate) name: WalFileName,
-    pub(crate) system_identifier: u64,
-    pub(crate) segment_size: Option<SegmentSize>,
-    pub(crate) pg_major: Option<u32>,
+pub struct Source {
+    /// What it is called in the archive.
+    pub name: WalFileName,
+    /// The cluster it belongs to.
+    pub system_identifier: u64,
+    /// That cluster's segment size; unknown for files of text in a data directory without it.
+    pub segment_size: Option<SegmentSize>,
+    /// The PostgreSQL that wrote it, if this version of Walkeep knows it.
+    pub pg_major: Option<u32>,
     path: PathBuf,
     file: File,
-    pub(crate) before: Stamp,
+    /// What it was when it was opened.
+    pub before: Stamp,
     start_lsn: Option<Lsn>,
 }
 
 /// What changes when a file is written or another takes its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Stamp {
-    pub(crate) inode: u64,
-    pub(crate) size: u64,
-    pub(crate) modified: Timestamp,
+pub struct Stamp {
+    /// Its number in its file system.
+    pub inode: u64,
+    /// In bytes.
+    pub size: u64,
+    /// When it was last written.
+    pub modified: Timestamp,
 }
 
 impl Source {
@@ -47,7 +55,7 @@ impl Source {
     ///
     /// # Errors
     /// `Invalid` if it is not a WAL file of this cluster; `Unavailable` on I/O errors.
-    pub(crate) fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: &Path) -> Result<Self> {
         let name: WalFileName = path
             .file_name()
             .and_then(|name| name.to_str())
@@ -66,7 +74,7 @@ impl Source {
     ///
     /// # Errors
     /// As [`Source::open`].
-    pub(crate) fn of_file(file: File, path: &Path, name: WalFileName) -> Result<Self> {
+    pub fn of_file(file: File, path: &Path, name: WalFileName) -> Result<Self> {
         let before = Stamp::of(&file, path)?;
         let mut source = Self {
             name,
@@ -140,8 +148,7 @@ impl Source {
             .read_to_end(&mut text)
             .map_err(|error| unreadable("read WAL file", &self.path, error))?;
         if let WalFileName::History(timeline) = self.name {
-            let _ = TimelineHistory::parse(timeline, &String::from_utf8_lossy(&text))
-                .map_err(|error| invalid(error.to_string()))?;
+            let _ = TimelineHistory::parse(timeline, &text).map_err(|error| invalid(error.to_string()))?;
         }
         self.system_identifier = control.system_identifier;
         self.segment_size = control.segment_size;
@@ -153,7 +160,7 @@ impl Source {
     ///
     /// # Errors
     /// `Invalid` if it changed; `Unavailable` on I/O errors.
-    pub(crate) fn encode(&self, level: i32) -> Result<Encoded> {
+    pub fn encode(&self, level: i32) -> Result<Encoded> {
         (&self.file).rewind().context("read WAL file", &self.path)?;
         let is_segment = self.start_lsn.is_some();
         let description = Description {
@@ -181,7 +188,7 @@ impl Source {
     ///
     /// # Errors
     /// `Unavailable` on I/O errors.
-    pub(crate) fn blake3(&self) -> Result<String> {
+    pub fn blake3(&self) -> Result<String> {
         (&self.file).rewind().context("read WAL file", &self.path)?;
         let mut hasher = blake3::Hasher::new();
         let _ = hasher.update_reader(&self.file).context("read WAL file", &self.path)?;
@@ -189,12 +196,12 @@ impl Source {
     }
 
     /// The file's size in bytes.
-    pub(crate) fn size(&self) -> u64 {
+    pub fn size(&self) -> u64 {
         self.before.size
     }
 
     /// Whether the file's name still leads to the file that was opened, unchanged.
-    pub(crate) fn is_unchanged(&self) -> bool {
+    pub fn is_unchanged(&self) -> bool {
         File::open(&self.path).is_ok_and(|file| Stamp::of(&file, &self.path).is_ok_and(|stamp| stamp == self.before))
     }
 
@@ -203,7 +210,7 @@ impl Source {
     ///
     /// # Errors
     /// `Unavailable` on I/O errors.
-    pub(crate) fn is_written_to_its_end(&self) -> Result<bool> {
+    pub fn is_written_to_its_end(&self) -> Result<bool> {
         const PAGE_BYTES: u64 = 8192;
         let Some(start) = self.start_lsn else { return Ok(true) };
         let offset = self.before.size.saturating_sub(PAGE_BYTES);
@@ -214,16 +221,15 @@ impl Source {
     }
 
     /// The directory the file is in: `pg_wal`.
-    pub(crate) fn directory(&self) -> &Path {
+    pub fn directory(&self) -> &Path {
         self.path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."))
     }
 
     /// The histories beside the file: what this server knows about the timelines it has left.
-    pub(crate) fn left_timelines(&self) -> LeftTimelines {
+    pub fn left_timelines(&self) -> LeftTimelines {
         let histories = std::fs::read_dir(self.directory()).into_iter().flatten().flatten().filter_map(|entry| {
             let Ok(WalFileName::History(timeline)) = entry.file_name().to_str()?.parse() else { return None };
-            let text = std::fs::read_to_string(entry.path()).ok()?;
-            TimelineHistory::parse(timeline, &text).ok()
+            TimelineHistory::parse(timeline, std::fs::read(entry.path()).ok()?).ok()
         });
         LeftTimelines::new(histories.collect())
     }
@@ -245,7 +251,7 @@ impl Stamp {
 ///
 /// # Errors
 /// `Invalid` if it is not one; `Unavailable` on I/O errors.
-pub(crate) fn read_header(file: &File, path: &Path) -> Result<SegmentHeader> {
+pub fn read_header(file: &File, path: &Path) -> Result<SegmentHeader> {
     let mut first = vec![0; LONG_HEADER_BYTES];
     match file.read_exact_at(&mut first, 0) {
         Err(error) if error.kind() != ErrorKind::UnexpectedEof => return Err(unreadable("read WAL file", path, error)),
