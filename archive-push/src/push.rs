@@ -114,7 +114,8 @@ fn with_way_out(error: Error) -> Error {
         return error;
     }
     error.hint(
-        "No later file is archived before this one. A sound copy may be in pg_wal of a standby. If there is none, move \
-         the file away together with its .ready file, and take a base backup: nothing can be recovered across it.",
+        "PostgreSQL archives no later file before this one. A sound copy may be in pg_wal of a standby. If there is \
+         none, move the file away together with its .ready file, and take a base backup: nothing can be recovered \
+         across it.",
     )
 }

@@ -29,7 +29,7 @@ pub fn print(text: &str) -> Result<()> {
 /// Prints a value as JSON.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn print_json(value: &impl Serialize) -> Result<()> {
     print(&to_json(value)?)
 }

@@ -1,7 +1,7 @@
 //! `basebackup check`: the doctor. Tests the real path from PostgreSQL's archiver to the repository and back, and says of
 //! everything that is wrong what to type.
 //!
-//! Facts are gathered by one module for each area and judged by pure functions in it; [`report`] prints what was found.
+//! Facts are gathered by one module for each area and judged by pure functions in it; `report` prints what was found.
 //! Nothing is deleted, and what is written is one small object a day among the probes.
 
 mod acknowledged;

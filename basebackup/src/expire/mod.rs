@@ -1,7 +1,7 @@
 //! `basebackup expire` and `delete`: what no policy, no pin and no kept backup needs is removed, and nothing else.
 //!
-//! What there is ([`gather`]), what is kept ([`policy`]), what goes ([`plan`], [`wal`]): the latter two are pure. Then it is
-//! printed, recorded ([`walkeep_common::repository::expire`]), and done ([`execute`]).
+//! What there is ([`mod@gather`]), what is kept ([`policy`]), what goes ([`mod@plan`], [`wal`]): the latter two are pure. Then it is
+//! printed, recorded ([`walkeep_common::repository::expire`]), and done ([`mod@execute`]).
 
 pub mod execute;
 pub mod gather;

@@ -1,6 +1,6 @@
 //! `basebackup restore`: a base backup in place of a data directory, ready to recover to a target.
 //!
-//! First everything is decided ([`plan`]) and looked at ([`directories`]), then written ([`execute`]): below the
+//! First everything is decided ([`mod@plan`]) and looked at ([`directories`]), then written ([`mod@execute`]): below the
 //! declared directories only ([`root`]), verified, and durable before `pg_control`, without which no server starts,
 //! gets its name.
 
