@@ -112,7 +112,7 @@ fn settings_left_from_an_earlier_recovery_do_not_change_this_one() {
     let options = options.configure("primary_conninfo = 'host=/nonexistent'");
     let cluster = options.configure("recovery_min_apply_delay = '1h'").start();
     cluster.sql("create table t (i int)");
-    let first = take(&repository, &cluster);
+    take(&repository, &cluster);
     let xid = cluster.sql("insert into t values (1) returning txid_current()");
     archived_row(&cluster, 2);
 
@@ -125,17 +125,37 @@ fn settings_left_from_an_earlier_recovery_do_not_change_this_one() {
     assert_eq!(restored.sql("show recovery_min_apply_delay"), "0");
     assert_eq!(restored.sql("show primary_conninfo"), "");
     assert!(!marker.exists(), "a command of an earlier recovery was run");
+}
 
-    cluster.configure(&["recovery_target_name = 'x'", "include_if_exists = 'more.conf'"]);
-    take(&repository, &cluster);
-    for (arguments, text) in
-        [(&["--target=immediate"][..], "refuses more than one target"), (&[], "where recovery would end")]
-    {
-        let target = Scratch::new("to");
-        let finished = restore(&repository, &target, arguments).finish();
-        finished.expect_code(0).expect_stderr(&["sets recovery_target_name", text, "other files read"]);
+#[test]
+fn targets_left_in_configuration_files_are_not_where_recovery_ends() {
+    let repository = Repository::directory();
+    let cluster = archiving(&repository).start();
+    cluster.sql("create table t (i int)");
+    let included = "include_if_exists = 'more.conf'";
+    for (lines, more) in [(&["recovery_target_name = 'x'"][..], ""), (&[included], "recovery_target_xid = 3\n")] {
+        let plain = fs::read(cluster.data().join("postgresql.conf")).unwrap();
+        fs::write(cluster.data().join("more.conf"), more).unwrap();
+        user::give(&cluster.data().join("more.conf"));
+        cluster.configure(lines);
+        cluster.sql("truncate t");
+        let id = take(&repository, &cluster);
+        cluster.sql("insert into t values (1)");
+        let lsn = cluster.sql("select pg_current_wal_insert_lsn()");
+        archived_row(&cluster, 2);
+        for (arguments, rows) in [
+            (&[id.as_str()][..], "1,2"),
+            (&[&id, "--target=immediate", "--target-action=promote"], ""),
+            (&[&id, "--target-lsn", &lsn, "--target-inclusive=false", "--target-action=promote"], "1"),
+        ] {
+            let target = Scratch::new("to");
+            restore(&repository, &target, arguments).finish().expect_code(0);
+            let restored = start(&repository, &target);
+            restored.wait_for("select pg_is_in_recovery()", "f");
+            assert_eq!(restored.sql(ROWS), rows, "{lines:?} {arguments:?}");
+        }
+        fs::write(cluster.data().join("postgresql.conf"), plain).unwrap();
     }
-    restore(&repository, &Scratch::new("to"), &[&first]).finish().expect_code(0);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use crate::output::bytes;
 /// Warns of what will get in the way of the restored server.
 pub(super) fn warn(plan: &Plan, done: &Done, directories: &Directories, reporter: Reporter) {
     let warn = |message: &str, hint: &str| reporter.print(Severity::Warning, message, Some(hint));
-    match &done.configuration {
+    match done.configuration {
         Configuration::Elsewhere => warn(
             &format!("there is no postgresql.conf in \"{}\": the server had it elsewhere", directories.data.display()),
             if plan.backup.configuration.is_some() {
@@ -27,11 +27,11 @@ pub(super) fn warn(plan: &Plan, done: &Done, directories: &Directories, reporter
             } else {
                 "Start the server with its old configuration (pg_ctl -o '-c config_file=… -c data_directory=…'), or put \
                  postgresql.conf and pg_hba.conf into the data directory. max_connections and its like must not be lower \
-                 than they were, and no recovery target must be set there."
+                 than they were."
             },
         ),
         Configuration::Placed => {}
-        Configuration::Here { targets, includes } => {
+        Configuration::Here => {
             let missing = missing_configuration(&plan.backup, directories);
             if let Some(first) = missing.first().filter(|_| !done.is_configuration_placed) {
                 warn(
@@ -42,23 +42,6 @@ pub(super) fn warn(plan: &Plan, done: &Done, directories: &Directories, reporter
                         first.display()
                     ),
                     "The backup has them: restore once more with --config-dir, or put them in their place.",
-                );
-            }
-            if !targets.is_empty() {
-                let consequence = if plan.request.target == Target::End {
-                    "where recovery would end"
-                } else {
-                    "and PostgreSQL refuses more than one target"
-                };
-                warn(
-                    &format!("postgresql.conf sets {}, {consequence}", targets.join(", ")),
-                    "Remove it there before the server is started.",
-                );
-            }
-            if *includes {
-                warn(
-                    "postgresql.conf has other files read, which were not looked at",
-                    "Make sure that none of them sets a recovery target.",
                 );
             }
         }

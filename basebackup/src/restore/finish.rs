@@ -13,7 +13,7 @@ use super::contents;
 use super::destination::Destination;
 use super::directories::{Directories, STAGED_CONTROL};
 use super::root::Root;
-use super::settings::{includes_others, recovery_targets, rewrite};
+use super::settings::{TARGETS, recovery_targets, rewrite};
 use crate::files::manifest::{ManifestFile, ManifestReader, replace_file};
 
 /// PostgreSQL's list of the links in `pg_tblspc`.
@@ -127,7 +127,7 @@ pub(super) async fn write_wal(archive: &WalArchive, backup: &Backup, destination
     status_root.synchronize(&status)
 }
 
-/// Writes the recovery settings and the signal file. Returns what in `postgresql.conf` gets in their way.
+/// Writes the recovery settings and the signal file. Returns where `postgresql.conf` is.
 ///
 /// # Errors
 /// From the operating system.
@@ -137,33 +137,31 @@ pub(super) fn write_settings(
     signal_file: &str,
 ) -> Result<Configuration> {
     let data = destination.data()?;
+    let main = read(data, Path::new("postgresql.conf"))?;
+    // An empty target takes another file's away, but only ahead of the real one: behind it, it would count as a second.
+    let others = main.as_deref().map_or_else(|| TARGETS.to_vec(), recovery_targets).into_iter();
+    let others = others.filter(|target| settings.iter().all(|(name, _)| name != target));
+    let others = others.map(|target| (target.to_owned(), String::new()));
+    let settings: Vec<(String, String)> = others.chain(settings.iter().cloned()).collect();
     let auto_conf = Path::new(AUTO_CONF);
     let before = read(data, auto_conf)?.unwrap_or_default();
-    put(destination, data, auto_conf, &rewrite(&before, settings))?;
+    put(destination, data, auto_conf, &rewrite(&before, &settings))?;
     for name in SIGNAL_FILES {
         data.remove_file(Path::new(name))?;
     }
     put(destination, data, Path::new(signal_file), b"")?;
-    let Some(main) = read(data, Path::new("postgresql.conf"))? else { return Ok(Configuration::Elsewhere) };
-    let ours: Vec<&String> = settings.iter().map(|(name, _)| name).collect();
-    let targets = recovery_targets(&main).into_iter().filter(|name| !ours.contains(&name)).collect();
-    Ok(Configuration::Here { targets, includes: includes_others(&main) })
+    Ok(if main.is_some() { Configuration::Here } else { Configuration::Elsewhere })
 }
 
-/// What `postgresql.conf` has to say about recovery.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Where `postgresql.conf` is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Configuration {
-    /// There is no such file: as in Debian, it was elsewhere.
+    /// Not in the data directory: as in Debian, it was elsewhere.
     Elsewhere,
     /// It was elsewhere, and was restored as well.
     Placed,
-    /// It is in the data directory.
-    Here {
-        /// Targets it sets that are not replaced.
-        targets: Vec<String>,
-        /// Whether it has other files read.
-        includes: bool,
-    },
+    /// In the data directory.
+    Here,
 }
 
 /// The last step: from now on a server can start.

@@ -14,8 +14,7 @@ use super::target::{Bound, Role, Target};
 /// The program that fetches WAL.
 const ARCHIVE_GET: &str = "archive-get";
 
-/// What else recovery obeys, switched off: `postgresql.conf` is of another time, and these would still hold. Targets are
-/// not among them: PostgreSQL takes an empty one after the real one for a second target.
+/// What else recovery obeys, switched off: `postgresql.conf` is of another time, and these would still hold.
 const NEUTRAL: [(&str, &str); 5] = [
     ("archive_cleanup_command", ""),
     ("recovery_end_command", ""),

@@ -20,6 +20,10 @@ const OF_RECOVERY: [&str; 10] = [
     "trigger_file",
 ];
 
+/// The settings that say where recovery ends. PostgreSQL refuses to start with more than one.
+pub const TARGETS: [&str; 5] =
+    ["recovery_target", "recovery_target_lsn", "recovery_target_name", "recovery_target_time", "recovery_target_xid"];
+
 /// Begins the lines that were added, and in a later restore those to take out.
 const COMMENT: &str = "# Added by basebackup restore";
 
@@ -64,17 +68,11 @@ fn quoted(value: &str) -> String {
     value.replace('\\', "\\\\").replace('\'', "''")
 }
 
-/// The recovery targets a configuration file sets. PostgreSQL refuses to start with more than one.
-pub fn recovery_targets(contents: &[u8]) -> BTreeSet<String> {
-    let targets = ["recovery_target", "recovery_target_lsn", "recovery_target_name", "recovery_target_time"];
-    let names = contents.split(|&b| b == b'\n').filter_map(setting_name);
-    names.filter(|name| targets.contains(&name.as_str()) || name == "recovery_target_xid").collect()
-}
-
-/// Whether a configuration file has others read as well, which may set anything.
-pub fn includes_others(contents: &[u8]) -> bool {
-    let mut names = contents.split(|&b| b == b'\n').filter_map(setting_name);
-    names.any(|name| matches!(name.as_str(), "include" | "include_if_exists" | "include_dir"))
+/// The recovery targets that `postgresql.conf` may set: those it names, or all of them if it has other files read.
+pub fn recovery_targets(contents: &[u8]) -> Vec<&'static str> {
+    let names: BTreeSet<String> = contents.split(|&b| b == b'\n').filter_map(setting_name).collect();
+    let has_others_read = ["include", "include_if_exists", "include_dir"].iter().any(|name| names.contains(*name));
+    TARGETS.into_iter().filter(|target| has_others_read || names.contains(*target)).collect()
 }
 
 #[cfg(test)]
@@ -121,15 +119,13 @@ mod tests {
     }
 
     #[test]
-    fn targets_in_the_main_configuration_are_found() {
+    fn targets_that_the_main_configuration_may_set_are_found() {
         let found =
             recovery_targets(b"#recovery_target_xid = 1\nrecovery_target_lsn = '0/1'\n recovery_target_action=pause");
-        assert_eq!(found.into_iter().collect::<Vec<_>>(), ["recovery_target_lsn"]);
-    }
-
-    #[test]
-    fn other_files_that_are_read_are_noticed() {
-        assert!(includes_others(b"port = 1\ninclude_dir 'conf.d'\n") && includes_others(b" Include_If_Exists = 'a'"));
-        assert!(!includes_others(b"#include = 'a'\nincluded.x = 1\n"));
+        assert_eq!(found, ["recovery_target_lsn"]);
+        assert!(recovery_targets(b"#include = 'a'\nincluded.x = 1\n").is_empty());
+        for include in ["port = 1\ninclude_dir 'conf.d'\n", " Include_If_Exists = 'a'"] {
+            assert_eq!(recovery_targets(include.as_bytes()), TARGETS);
+        }
     }
 }
