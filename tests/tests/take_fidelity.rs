@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use walkeep_tests::binaries;
-use walkeep_tests::cluster::{Cluster, major, program};
+use walkeep_tests::cluster::{Cluster, StopMode, major, program};
 use walkeep_tests::repository::Repository;
 use walkeep_tests::run::Run;
 use walkeep_tests::user;
 use walkeep_tests::wait::SOON;
 
 use crate::format_recipe::{Extracted, archiving, take};
+use crate::site::{Place, wait_until_open};
 use crate::take::{check_relations, json, peak_memory, relation_file};
 
 #[test]
@@ -147,4 +148,61 @@ fn ten_thousand_files_more_need_little_memory() {
 fn many_small_files_fit_into_the_memory_that_a_backup_may_use() {
     let peak = memory_for_files(200_000);
     assert!(peak < 512 * 1024, "{peak} KiB");
+}
+
+/// A database's name is in the encoding of the database it was created from.
+#[test]
+fn databases_with_names_in_another_encoding_are_no_obstacle() {
+    let repository = Repository::directory();
+    let cluster = archiving(&repository).start();
+    let psql = |database: &str, sql: &str| {
+        let psql = Run::new(program("psql")).args(cluster.connection()).args(["-XAtqd"]);
+        psql.arg(format!("dbname={database} client_encoding=UTF8")).args(["-c", sql]).finish().expect_code(0);
+    };
+    psql("postgres", "create database latin encoding 'LATIN1' lc_collate 'C' lc_ctype 'C' template template0");
+    psql("postgres", "create database ascii encoding 'SQL_ASCII' lc_collate 'C' lc_ctype 'C' template template0");
+    let space = cluster.scratch().create_private("space");
+    psql("latin", &format!("create tablespace \"gro\u{df}\" location '{}'", space.display()));
+    psql("latin", "create database \"caf\u{e9}\" encoding 'LATIN1' lc_collate 'C' lc_ctype 'C' template template0");
+    for database in ["postgres", "latin", "ascii"] {
+        let taken = take(&cluster, &repository).args(["-d", database]).finish();
+        let shown = json(&repository, &["show", taken.expect_code(0).stdout.trim_end()]);
+        let names: Vec<_> = shown["databases"].as_array().unwrap().iter().map(|found| found["name"].clone()).collect();
+        assert!(names.contains(&"caf\u{fffd}".into()) && names.contains(&"latin".into()), "{names:?}");
+    }
+    let drill = Run::new(binaries::basebackup()).arg("drill").envs(repository.environment()).finish();
+    drill.expect_code(0);
+    assert!(drill.stdout.contains("1 were not looked into: their names are not UTF-8"), "{drill}");
+}
+
+#[test]
+fn a_tablespace_behind_a_relative_link_is_restored_where_it_was() {
+    let repository = Repository::directory();
+    let mut cluster = archiving(&repository).start();
+    let space = cluster.scratch().create_private("space");
+    cluster.sql(&format!("create tablespace space location '{}'", space.display()));
+    cluster.sql("create table t tablespace space as select n from generate_series(1, 1000) n");
+    let link = cluster.sql("select 'pg_tblspc/' || oid from pg_tablespace where spcname = 'space'");
+    cluster.stop(StopMode::Fast);
+    let link = cluster.data().join(link);
+    std::fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink("../../space", &link).unwrap();
+    cluster.start();
+    let id = take(&cluster, &repository).finish().expect_code(0).stdout.trim_end().to_owned();
+    cluster.wait_until_archived(&cluster.finish_segment());
+    let shown = json(&repository, &["show", &id]);
+    assert_eq!(shown["tablespaces"][0]["location"], space.display().to_string());
+    cluster.stop(StopMode::Fast);
+    std::fs::rename(&space, space.with_extension("old")).unwrap();
+    let place = Place::new();
+    place.restore(&repository, &[]);
+    let mut restored = place.server(&repository);
+    restored.start();
+    wait_until_open(&restored);
+    assert_eq!(
+        restored.sql(
+            "select count(*), pg_tablespace_location(oid) from t, pg_tablespace where spcname = 'space' group by 2"
+        ),
+        format!("1000|{}", space.display())
+    );
 }

@@ -18,6 +18,9 @@ use crate::take::{Load, check_relations, expect_no_backup, json};
 fn an_idle_standby_is_backed_up_with_its_unfinished_segment() {
     let repository = Repository::directory();
     let primary = archiving(&repository).start();
+    // A standby refuses to read in a transaction of this level.
+    primary
+        .sql("create role keeper superuser login; alter role keeper set default_transaction_isolation = serializable");
     primary.sql("create table t as select n from generate_series(1, 1000) n");
     let mut standby = primary.standby(Cluster::options());
     standby.start();
@@ -26,7 +29,7 @@ fn an_idle_standby_is_backed_up_with_its_unfinished_segment() {
     let written = primary.sql("select pg_current_wal_lsn()");
     standby.wait_for(&format!("select pg_last_wal_replay_lsn() >= '{written}'"), "t");
 
-    let taken = take(&standby, &repository).args(["--wal-timeout", "20s"]).finish();
+    let taken = take(&standby, &repository).args(["--wal-timeout", "20s", "-U", "keeper"]).finish();
     let id = taken.expect_code(0).stdout.trim_end().to_owned();
     let shown = json(&repository, &["show", &id]);
     assert_eq!(shown["from_standby"], true);

@@ -14,7 +14,7 @@ use walkeep_tests::user;
 use walkeep_tests::wait::{SOON, until};
 
 use crate::samples::unpacked;
-use crate::site::{Place, Shared, archiving, basebackup, copy_of, take, verify, wait_until_open};
+use crate::site::{Place, Shared, archiving, basebackup, copy_of, take, taking, verify, wait_until_open};
 
 const ROWS: &str = "select string_agg(what, ',' order by n) from t";
 
@@ -310,7 +310,9 @@ fn a_history_that_is_not_utf_8_is_archived_and_followed() {
     recovered.sql("insert into t values (4, 'new')");
     archive_segments(&recovered, 1);
     assert!(unpacked(&repository, &repository.find("wal/00000002.history.zst")) == history);
-    let second = take(&repository, &recovered);
+    // Where another cluster's data directory happens to be the working directory.
+    let second = taking(&repository, &recovered).current_dir(Cluster::options().create().data()).finish();
+    let second = second.expect_code(0).stdout.trim_end().to_owned();
     expect_rows(&repository, &[], &second, "before,between,new");
     expect_rows(&repository, &["--target-timeline", "2", &first], &first, "before,between,new");
 }

@@ -1,16 +1,14 @@
 //! Symbolic links in the data directory: PostgreSQL follows them, its own tools and a backup leave out what they point to.
 
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use super::finding::{Area, Finding};
+use crate::files::relation::Place;
 
 const AREA: Area = Area::PostgreSQL;
 /// Names in one message.
 const NAMED: usize = 3;
-/// What PostgreSQL cannot do without.
-const DATA: [&str; 8] =
-    ["base", "global", "pg_commit_ts", "pg_logical", "pg_multixact", "pg_tblspc", "pg_twophase", "pg_xact"];
-
 /// Looks for links where data is.
 pub(super) fn judge(data_directory: &Path) -> Option<Finding> {
     let base = data_directory.join("base");
@@ -18,8 +16,7 @@ pub(super) fn judge(data_directory: &Path) -> Option<Finding> {
     let mut links: Vec<PathBuf> =
         links.filter_map(|link| Some(link.strip_prefix(data_directory).ok()?.to_owned())).collect();
     links.sort_unstable();
-    let is_data =
-        |link: &&PathBuf| link.starts_with("base") || DATA.iter().any(|data| link.as_path() == Path::new(data));
+    let is_data = |link: &&PathBuf| link.starts_with("base") || Place::Root.holds_data(link.as_os_str().as_bytes());
     let named = |links: &[&PathBuf]| {
         let names: Vec<String> = links.iter().take(NAMED).map(|link| format!("\"{}\"", link.display())).collect();
         let more = links.len().saturating_sub(NAMED);

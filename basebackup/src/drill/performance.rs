@@ -271,9 +271,16 @@ impl<'d> Performance<'d> {
     /// What the databases are like.
     async fn check_contents(&mut self, server: &mut Server, access: &Access) -> Result<()> {
         let session = access.connect_to_any().await?;
-        let databases = session.databases_to_connect().await?;
+        let begun = Instant::now();
+        let named = session.databases_to_connect().await?;
         session.close().await;
-        self.record.databases = databases.len();
+        self.record.databases = named.len();
+        let databases: Vec<String> = named.into_iter().flatten().collect();
+        let others = self.record.databases - databases.len();
+        if others > 0 {
+            let said = format!("{others} were not looked into: their names are not UTF-8");
+            self.checks.note("databases with other names", begun, (Outcome::Skipped, said));
+        }
         self.checks.make("databases", checks::databases(access, &databases)).await;
         self.checks.make("collations and indexes", checks::collations(access, &databases)).await;
         self.checks.make("extensions", checks::extensions(access, &databases)).await;

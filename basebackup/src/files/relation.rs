@@ -39,7 +39,7 @@ pub enum FileKind {
 
 /// What a directory is, so far as it decides what its entries are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
+pub enum Place {
     /// The data directory.
     Root,
     /// `base`.
@@ -65,6 +65,26 @@ impl Place {
             (Self::Root, b"pg_tblspc") => Self::Tablespaces,
             (Self::Base | Self::TablespaceVersion, name) if parse_number(name).is_some() => Self::Database,
             _ => Self::Other,
+        }
+    }
+
+    /// Whether the entry `name` of this directory is one that PostgreSQL cannot do without.
+    pub fn holds_data(self, name: &[u8]) -> bool {
+        const DIRECTORIES: [&[u8]; 8] = [
+            b"base",
+            b"global",
+            b"pg_commit_ts",
+            b"pg_logical",
+            b"pg_multixact",
+            b"pg_tblspc",
+            b"pg_twophase",
+            b"pg_xact",
+        ];
+        match self {
+            Self::Root => DIRECTORIES.contains(&name),
+            Self::Base | Self::TablespaceVersion => parse_number(name).is_some(),
+            Self::Global | Self::Database => self.file_kind(name) != FileKind::Other || name == b"pg_filenode.map",
+            Self::Tablespaces | Self::Other => false,
         }
     }
 

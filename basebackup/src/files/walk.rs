@@ -3,7 +3,7 @@
 //! Mirrors `sendDir` and `sendTablespace` (src/backend/backup/basebackup.c). It descends with a stack of its own and
 //! one open directory at a time: nothing in a data directory, however deep, exhausts memory or descriptors.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -75,6 +75,7 @@ impl<'a> Walk<'a> {
         };
         walk.find_tablespaces()?;
         tablespace::compare(data_directory, &walk.scan.tablespaces, options.tablespaces)?;
+        walk.leave_out_unknown_tablespaces(options.tablespaces);
         Ok(walk)
     }
 
@@ -131,6 +132,9 @@ impl<'a> Walk<'a> {
             }
             FileType::Symlink => {
                 if let Some(target) = self.read_link(&path)? {
+                    if place.holds_data(name) {
+                        return Err(self.link_to_data(&path, &target));
+                    }
                     self.scan.warnings.push(Warning::SymbolicLink { path, target });
                 }
                 Ok(())
@@ -140,6 +144,19 @@ impl<'a> Walk<'a> {
                 Ok(())
             }
         }
+    }
+
+    /// PostgreSQL follows such a link. A backup without what is behind it would come back with databases missing.
+    fn link_to_data(&self, path: &Path, target: &Path) -> Error {
+        let message = format!(
+            "\"{}\" is a symbolic link, and what it points to, \"{}\", would not be in the backup",
+            self.data_directory.join(path).display(),
+            target.display()
+        );
+        Error::new(Kind::Invalid, message).hint(
+            "Stop PostgreSQL, move the files back to where the link is, and use a tablespace instead (CREATE TABLESPACE), \
+             or a bind mount.",
+        )
     }
 
     /// `pg_wal` is an empty directory in a backup, with the directories the server wants to find there.
@@ -241,6 +258,19 @@ impl<'a> Walk<'a> {
         }
         self.scan.tablespaces.sort_unstable_by_key(|tablespace| tablespace.oid);
         Ok(())
+    }
+
+    /// Entries of `pg_tblspc` that no tablespace has any more, and that lead to nothing of this server's.
+    fn leave_out_unknown_tablespaces(&mut self, catalog: &BTreeMap<u32, PathBuf>) {
+        let Scan { tablespaces, warnings, .. } = &mut self.scan;
+        tablespaces.retain(|tablespace| {
+            let is_known = catalog.contains_key(&tablespace.oid);
+            if let (false, TablespaceLocation::Link(target)) = (is_known, &tablespace.location) {
+                let path = Path::new("pg_tblspc").join(tablespace.oid.to_string());
+                warnings.push(Warning::SymbolicLink { path, target: target.clone() });
+            }
+            is_known
+        });
     }
 
     /// Lets a directory be entered only by the path given here.

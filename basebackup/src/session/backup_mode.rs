@@ -4,6 +4,7 @@
 //! nothing behind on the server. Only non-exclusive backups are made; several may run at a time as far as PostgreSQL is
 //! concerned, but one server's disks are read for one backup at a time ([`Session::lock_for_backup`]).
 
+mod data_directory;
 mod keep_alive;
 
 use std::path::Path;
@@ -14,12 +15,11 @@ use tokio_postgres::Row;
 use tokio_postgres::types::FromSql;
 use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::lsn::Lsn;
-use walkeep_common::postgres::control::ControlFile;
 use walkeep_common::postgres::label::BackupLabel;
 use walkeep_common::wal::segment::Timeline;
 
 use super::server::{UnexpectedAnswer, lsn, parse, timestamp, unexpected};
-use super::{ServerVersion, Session, failure, preflight};
+use super::{ServerVersion, Session, failure};
 use keep_alive::KeepAlive;
 
 /// The key of the advisory lock: "WALKEEP" in ASCII, 24560118909977936 in `SELECT pg_advisory_lock(…)`.
@@ -163,19 +163,12 @@ impl Backup {
         self.session.lost().await
     }
 
-    /// Makes sure that the server writes this data directory: the checkpoint of the start must be in its `pg_control`.
-    /// A standby of the server on this host has the same system identifier, but not that checkpoint.
+    /// Reads `pg_control` below a data directory, which must be the one that the server writes.
     ///
     /// # Errors
-    /// `Invalid` if it does not, and whatever reading it gives.
-    pub fn confirm_data_directory(&self, directory: &Path) -> Result<()> {
-        let control = ControlFile::read(directory)?;
-        if control.redo >= self.started.lsn {
-            return Ok(());
-        }
-        let cause =
-            format!("the backup starts at {}, the directory's latest checkpoint at {}", self.started.lsn, control.redo);
-        Err(preflight::not_the_cluster(self.session.target(), directory).caused_by(cause))
+    /// `Invalid` if it is not, and whatever reading it gives.
+    pub async fn control_file(&self, data_directory: &Path) -> Result<Vec<u8>> {
+        self.session.own_control_file(data_directory).await
     }
 
     /// Leaves backup mode. Returns the session too: it still holds the lock.

@@ -34,13 +34,15 @@ const REFERENCES_SQL: &str = "
     FROM pg_get_catalog_foreign_keys(), array_length(fkcols, 1) AS last";
 
 impl Session {
-    /// The databases that take connections, by name.
+    /// The databases that take connections, by name; none for a name that is not UTF-8, to which there is no connecting.
     ///
     /// # Errors
     /// `Unavailable`, `Refused`.
-    pub async fn databases_to_connect(&self) -> Result<Vec<String>> {
-        let sql = "SELECT datname::text AS name FROM pg_database WHERE datallowconn ORDER BY 1";
-        self.names("list the databases", sql).await
+    pub async fn databases_to_connect(&self) -> Result<Vec<Option<String>>> {
+        let sql = r"SELECT decode(replace(datname::text, E'\\', E'\\\\'), 'escape') AS name
+                    FROM pg_database WHERE datallowconn ORDER BY 1";
+        let rows = self.query("list the databases", sql, &[]).await?;
+        rows.iter().map(|row| Ok(String::from_utf8(column(row, "name")?).ok())).collect()
     }
 
     /// When the last transaction that recovery replayed was committed, by the clock of the server that did; none if there

@@ -130,6 +130,8 @@ impl Session {
             (OLDEST_MAJOR, "search_path = pg_catalog"),
             (OLDEST_MAJOR, "statement_timeout = 0"),
             (OLDEST_MAJOR, "lock_timeout = 0"),
+            // The one a standby refuses to read under.
+            (OLDEST_MAJOR, "default_transaction_isolation = 'read committed'"),
             (OLDEST_MAJOR, "idle_in_transaction_session_timeout = 0"),
             (14, "idle_session_timeout = 0"),
             (17, "transaction_timeout = 0"),

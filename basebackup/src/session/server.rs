@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use tokio_postgres::Row;
@@ -123,6 +123,13 @@ pub struct Tablespace {
     pub location: PathBuf,
 }
 
+impl Tablespace {
+    /// Whether it lies in `pg_tblspc` itself (`allow_in_place_tablespaces`).
+    pub fn is_in_place(&self) -> bool {
+        self.location == Path::new("pg_tblspc").join(self.oid.to_string())
+    }
+}
+
 impl Server {
     /// Whether it is meant to archive the WAL it writes or receives.
     pub fn archives(&self) -> bool {
@@ -150,12 +157,13 @@ impl Session {
     }
 }
 
-/// Expressions are cast to types that the client knows. A primary's timeline is in the name of the segment it writes,
-/// since `pg_control` learns of a promotion only at the next checkpoint.
+/// Expressions are cast to types that the client knows. A primary's timeline is in the name of the segment it writes, since
+/// `pg_control` learns of a promotion only at the next checkpoint. Names of roles, databases and tablespaces come as bytes:
+/// each is in the encoding of the database it was given in, and another one cannot convert it.
 fn cluster_sql(version: ServerVersion) -> String {
     let functions = BackupFunctions::of(version);
     format!(
-        "SELECT system.system_identifier, pg_is_in_recovery() AS in_recovery,
+        r"SELECT system.system_identifier, pg_is_in_recovery() AS in_recovery,
             CASE WHEN pg_is_in_recovery()
                 THEN to_hex(greatest(checkpoint.timeline_id, recovery.min_recovery_end_timeline))
                 ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END AS timeline,
@@ -163,7 +171,8 @@ fn cluster_sql(version: ServerVersion) -> String {
             nullif(recovery.min_recovery_end_lsn, '0/0')::text AS min_recovery_point,
             checkpoint.full_page_writes,
             (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::int8 AS started,
-            quote_ident(current_user) AS role, quote_ident(current_database()) AS database,
+            decode(replace(quote_ident(current_user), E'\\', E'\\\\'), 'escape') AS role,
+            decode(replace(quote_ident(current_database()), E'\\', E'\\\\'), 'escape') AS database,
             has_function_privilege('{}', 'EXECUTE') AS may_start,
             has_function_privilege('{}', 'EXECUTE') AS may_stop
         FROM pg_control_system() AS system, pg_control_checkpoint() AS checkpoint, pg_control_recovery() AS recovery",
@@ -180,13 +189,14 @@ const SETTINGS_SQL: &str = r"
         'stats_temp_directory')";
 
 const TABLESPACES_SQL: &str = r"
-    SELECT oid, spcname::text AS name,
+    SELECT oid, decode(replace(spcname::text, E'\\', E'\\\\'), 'escape') AS name,
         decode(replace(pg_tablespace_location(oid), E'\\', E'\\\\'), 'escape') AS location
     FROM pg_tablespace
     WHERE spcname NOT IN ('pg_default', 'pg_global')
     ORDER BY oid";
 
-const DATABASES_SQL: &str = "SELECT oid, datname::text AS name FROM pg_database ORDER BY oid";
+const DATABASES_SQL: &str =
+    r"SELECT oid, decode(replace(datname::text, E'\\', E'\\\\'), 'escape') AS name FROM pg_database ORDER BY oid";
 
 /// A row only while the latest attempt has failed.
 const ARCHIVER_SQL: &str = "
@@ -272,8 +282,8 @@ fn server(
         min_recovery_point: min_recovery_point.transpose()?.filter(|_| in_recovery),
         full_page_writes: cluster.try_get("full_page_writes")?,
         started: timestamp(cluster, "started")?,
-        role: cluster.try_get("role")?,
-        database: cluster.try_get("database")?,
+        role: name(cluster, "role")?,
+        database: name(cluster, "database")?,
         rights: Rights { start: cluster.try_get("may_start")?, stop: cluster.try_get("may_stop")? },
         settings: settings_of(settings)?,
         tablespaces: tablespaces.iter().map(tablespace).collect::<Result<_, _>>()?,
@@ -283,7 +293,7 @@ fn server(
 }
 
 fn database(row: &Row) -> Result<Database, UnexpectedAnswer> {
-    Ok(Database { oid: row.try_get("oid")?, name: row.try_get("name")? })
+    Ok(Database { oid: row.try_get("oid")?, name: name(row, "name")? })
 }
 
 fn archiver_failure(row: &Row) -> Result<ArchiverFailure, UnexpectedAnswer> {
@@ -334,7 +344,12 @@ fn settings_of(rows: &[Row]) -> Result<Settings, UnexpectedAnswer> {
 
 fn tablespace(row: &Row) -> Result<Tablespace, UnexpectedAnswer> {
     let location = path_of(row.try_get("location")?);
-    Ok(Tablespace { oid: row.try_get("oid")?, name: row.try_get("name")?, location })
+    Ok(Tablespace { oid: row.try_get("oid")?, name: name(row, "name")?, location })
+}
+
+/// A name as far as it is UTF-8.
+fn name(row: &Row, column: &str) -> Result<String, UnexpectedAnswer> {
+    Ok(String::from_utf8_lossy(row.try_get(column)?).into_owned())
 }
 
 fn path_of(bytes: Vec<u8>) -> PathBuf {

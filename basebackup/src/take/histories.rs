@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use walkeep_common::cli::{Reporter, Severity};
 use walkeep_common::error::{Error, IoContext as _, Kind, Result};
+use walkeep_common::postgres::control::ControlFile;
 use walkeep_common::wal::history::TimelineHistory;
 use walkeep_common::wal::name::WalFileName;
 use walkeep_common::wal::segment::Timeline;
@@ -42,7 +43,7 @@ pub(super) async fn history(
 /// `Conflict` if the archive has another history of a timeline with this number.
 pub(super) async fn see_archived(
     archive: &WalArchive,
-    data_directory: &Path,
+    (data_directory, control): (&Path, &ControlFile),
     history: &TimelineHistory,
     first: Timeline,
     reporter: Reporter,
@@ -52,10 +53,15 @@ pub(super) async fn see_archived(
         let name = WalFileName::History(timeline);
         if path(data_directory, timeline).exists() {
             // Another history under the same number would be a conflict: found now, not in a recovery.
-            let source = Source::open(&path(data_directory, timeline))?;
-            if archive.keep(name, &source.encode(WAL_LEVEL)?, &LeftTimelines::default()).await? == Kept::New {
-                let message = format!("timeline history \"{name}\" was not archived so far; it is now");
-                reporter.print(Severity::Info, &message, None);
+            let source = Source::open_of(&path(data_directory, timeline), control)?;
+            match archive.keep(name, &source.encode(WAL_LEVEL)?, &LeftTimelines::default()).await {
+                Ok(Kept::New) => {
+                    let message = format!("timeline history \"{name}\" was not archived so far; it is now");
+                    reporter.print(Severity::Info, &message, None);
+                }
+                // Recovery of this backup does not ask for it.
+                Err(error) if timeline < first => reporter.error(Severity::Warning, &error),
+                kept => drop(kept?),
             }
         } else if archive.store().head(&archive.layout().wal(name)).await?.is_none() && timeline >= first {
             return Err(nowhere(timeline));

@@ -18,7 +18,7 @@ mod throttle;
 mod wal;
 
 use std::cell::OnceCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,7 +29,7 @@ use walkeep_common::config::Config;
 use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::host::HostMemory;
 use walkeep_common::lsn::Lsn;
-use walkeep_common::postgres::control::{ControlFile, read_bytes};
+use walkeep_common::postgres::control::ControlFile;
 use walkeep_common::repository::backup::{Backup, BadPage, RestorePoint};
 use walkeep_common::repository::layout::BackupId;
 use walkeep_common::retry::Patience;
@@ -146,8 +146,11 @@ async fn run(args: &TakeArgs, config: &Config, reporter: Reporter, progress: &Pr
         reporter.print(Severity::Info, "waiting for the server's checkpoint, which it spreads over time", None);
     }
     let backup_mode = BackupMode::start(session, &args.label, args.checkpoint.into()).await?;
-    backup_mode.confirm_data_directory(data_directory)?;
+    // Of another server's files nothing must be copied.
+    let _ = backup_mode.control_file(data_directory).await?;
     let started = *backup_mode.started();
+    // Without it the backup could not be recovered: better known now than after the copy.
+    let _ = histories::history(&archive, data_directory, started.timeline).await?;
     reporter.print(
         Severity::Info,
         &format!("backup {id} starts at {} on timeline {}", started.lsn, started.timeline),
@@ -169,7 +172,7 @@ async fn run(args: &TakeArgs, config: &Config, reporter: Reporter, progress: &Pr
         lost = backup_mode.lost() => return Err(lost),
     };
     // On a standby the end of recovery is taken from this very copy, so it must not be older than any page.
-    let (control_bytes, _) = read_bytes(data_directory)?;
+    let control_bytes = backup_mode.control_file(data_directory).await?;
     let (stopped, session) = backup_mode.stop().await?;
     listing.add(job.last_pack(&pipeline, &scan, listing.next_pack()?, control_bytes, &stopped).await?)?;
 
@@ -243,14 +246,7 @@ impl Job<'_> {
     /// Copies everything but the files of the last pack.
     async fn copy(&self, pipeline: &Pipeline, start: Lsn, jobs: usize, listing: &mut Listing) -> Result<Arc<Scan>> {
         let settings = &self.server.settings;
-        let tablespaces = &self.server.tablespaces;
-        let options = ScanOptions {
-            pg_major: self.server.version.major(),
-            catalog_version: self.control.catalog_version,
-            tablespaces: &tablespaces.iter().map(|space| (space.oid, space.location.clone())).collect(),
-            stats_temp_directory: settings.stats_temp_directory.as_deref(),
-        };
-        let scan = Arc::new(scan(self.data_directory, &options)?);
+        let scan = Arc::new(self.scan().await?);
         for warning in scan.warnings() {
             self.reporter.print(Severity::Warning, &warning.to_string(), None);
         }
@@ -268,6 +264,24 @@ impl Job<'_> {
         let pace = Pace::of(self.args.progress);
         meter.report_until(copying, self.reporter, pace, &self.progress.requests).await?;
         Ok(scan)
+    }
+
+    /// Lists what is to be copied. With many files on a slow disk that takes long, and must not keep anybody from
+    /// noticing a signal or a lost connection.
+    async fn scan(&self) -> Result<Scan> {
+        let settings = &self.server.settings;
+        let (pg_major, catalog_version) = (self.server.version.major(), self.control.catalog_version);
+        let tablespaces = self.server.tablespaces.iter();
+        let tablespaces: BTreeMap<_, _> = tablespaces.map(|space| (space.oid, space.location.clone())).collect();
+        let (directory, statistics) = (self.data_directory.to_owned(), settings.stats_temp_directory.clone());
+        let scanning = tokio::task::spawn_blocking(move || {
+            let stats_temp_directory = statistics.as_deref();
+            scan(
+                &directory,
+                &ScanOptions { pg_major, catalog_version, tablespaces: &tablespaces, stats_temp_directory },
+            )
+        });
+        scanning.await.map_err(|error| Error::new(Kind::Internal, "the scan ended early").caused_by(error))?
     }
 
     /// `pg_control`, `tablespace_map` and `backup_label`, alone.
@@ -301,7 +315,8 @@ impl Job<'_> {
         let size = self.server.settings.segment_size;
         let Stopped { timeline, stop_timeline, .. } = facts.stopped;
         let history = histories::history(self.archive, self.data_directory, stop_timeline).await?;
-        histories::see_archived(self.archive, self.data_directory, &history, timeline, self.reporter).await?;
+        let own = (self.data_directory, &self.control);
+        histories::see_archived(self.archive, own, &history, timeline, self.reporter).await?;
         let needed = wal::NeededWal::new(&history, facts.started.lsn, facts.stopped.lsn, size);
         let ranges = facts.wal_ranges(&history)?;
         let (totals, index, manifest) = listing.store(self.archive, self.id, &ranges).await?;
@@ -309,7 +324,8 @@ impl Job<'_> {
         let wait =
             wal::Wait { limit: self.args.wal_timeout, reporter: self.reporter, requests: &self.progress.requests };
         let kept_wal = if facts.started.from_standby {
-            needed.wait_or_keep_last(self.archive, self.id, self.data_directory, wait).await?
+            let own = wal::OwnWal { directory: &self.data_directory.join("pg_wal"), control: &self.control };
+            needed.wait_or_keep_last(self.archive, self.id, own, wait).await?
         } else {
             needed.wait_until_archived(self.archive, wait).await?;
             Vec::new()

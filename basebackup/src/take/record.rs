@@ -1,5 +1,7 @@
 //! `backup.json`: what is known of a backup once everything else of it is stored.
 
+use std::path::{Path, PathBuf};
+
 use walkeep_common::cli::Severity;
 use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::host::host_name;
@@ -15,6 +17,7 @@ use crate::accounts::Accounts;
 use crate::files::manifest::{WalRange, wal_ranges};
 use crate::files::scan::Scan;
 use crate::session::backup_mode::{Started, Stopped};
+use crate::session::server;
 
 /// Bad pages that are named one by one; `backup.json` has them all.
 const SHOWN_PAGES: usize = 20;
@@ -45,6 +48,12 @@ impl Facts<'_> {
     }
 }
 
+/// The directory of a tablespace. Somebody may have replaced its link by one that is relative to `pg_tblspc`.
+fn absolute(data_directory: &Path, link: &Path) -> PathBuf {
+    let from_here = data_directory.join("pg_tblspc").join(link);
+    if link.is_absolute() { from_here } else { from_here.canonicalize().unwrap_or(from_here) }
+}
+
 impl Job<'_> {
     pub(super) fn record(
         &self,
@@ -58,11 +67,12 @@ impl Job<'_> {
         let named = owner::named(&Accounts::read(), root.uid, root.gid);
         let known = |name: String| Some(name).filter(|name| !name.is_empty());
         // One made in place lies in the data directory, as its files in the packs do.
-        let outside = self.server.tablespaces.iter().filter(|space| space.location.is_absolute());
+        let is_outside = |space: &&server::Tablespace| !space.is_in_place();
+        let outside = self.server.tablespaces.iter().filter(is_outside);
         let tablespaces = outside.map(|space| Tablespace {
             oid: space.oid,
             name: space.name.clone(),
-            location: space.location.display().to_string(),
+            location: absolute(self.data_directory, &space.location).display().to_string(),
         });
         Ok(Backup {
             walkeep: FORMAT_VERSION,

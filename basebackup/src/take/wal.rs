@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::ErrorKind;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use walkeep_common::cli::{Reporter, Severity};
 use walkeep_common::error::{Error, IoContext as _, Kind, Result};
 use walkeep_common::host::host_name;
 use walkeep_common::lsn::Lsn;
+use walkeep_common::postgres::control::ControlFile;
 use walkeep_common::repository::layout::BackupId;
 use walkeep_common::wal::header::{LONG_HEADER_BYTES, SegmentHeader};
 use walkeep_common::wal::history::TimelineHistory;
@@ -39,6 +40,15 @@ pub(super) struct Wait<'w> {
     pub(super) reporter: Reporter,
     /// Who asks for it.
     pub(super) requests: &'w Requests,
+}
+
+/// The WAL that a standby has itself.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct OwnWal<'o> {
+    /// Its `pg_wal`.
+    pub(super) directory: &'o Path,
+    /// Its control file.
+    pub(super) control: &'o ControlFile,
 }
 
 /// The WAL between a backup's start and its end.
@@ -73,23 +83,22 @@ impl NeededWal {
     /// unless it is archived already, it is kept with the backup. Returns the names of what is kept.
     ///
     /// # Errors
-    /// As [`Self::wait_until_archived`]; `Invalid` if the segment in `pg_wal` is not what it must be.
+    /// As [`Self::wait_until_archived`].
     pub(super) async fn wait_or_keep_last(
         &self,
         archive: &WalArchive,
         id: &BackupId,
-        data_directory: &Path,
+        own: OwnWal<'_>,
         how: Wait<'_>,
     ) -> Result<Vec<String>> {
         let Some((last, others)) = self.segments.split_last() else { return Ok(Vec::new()) };
-        let pg_wal = data_directory.join("pg_wal");
         let is_archived = archive.header(WalFileName::Segment(*last)).await?.is_some();
-        if !is_archived && keep_with_backup(archive, id, &pg_wal, *last).await? {
-            wait(archive, others, Some(&pg_wal), how).await?;
+        if !is_archived && keep_with_backup(archive, id, own.directory, *last).await? {
+            wait(archive, others, Some(own), how).await?;
             return Ok(vec![last.to_string()]);
         }
         // The standby has recycled it, or never had it but from the archive: then it is full, and comes or is there.
-        wait(archive, &self.segments, Some(&pg_wal), how).await?;
+        wait(archive, &self.segments, Some(own), how).await?;
         Ok(Vec::new())
     }
 }
@@ -97,16 +106,16 @@ impl NeededWal {
 /// Waits for segments in their order. What a standby has in its `pg_wal` and nobody archives for a while is archived from
 /// there: the primary may be gone, and what was received before `archive_mode = always` was set counts as archived here
 /// (`XLogWalRcvClose`, src/backend/replication/walreceiver.c).
-async fn wait(archive: &WalArchive, segments: &[SegmentName], standby: Option<&Path>, how: Wait<'_>) -> Result<()> {
+async fn wait(archive: &WalArchive, segments: &[SegmentName], own: Option<OwnWal<'_>>, how: Wait<'_>) -> Result<()> {
     let begun = Instant::now();
     let mut told = Some(begun);
     for (number, &segment) in segments.iter().enumerate() {
         let name = WalFileName::Segment(segment);
         let mut pause = FIRST_PAUSE;
-        let mut own = standby;
+        let mut untried = own;
         while archive.header(name).await?.is_none() {
-            if let Some(pg_wal) = own.take_if(|_| begun.elapsed() >= OTHERS_FIRST) {
-                match store_own(archive, pg_wal, name).await {
+            if let Some(own) = untried.take_if(|_| begun.elapsed() >= OTHERS_FIRST) {
+                match store_own(archive, own, name).await {
                     Ok(true) => {
                         let text = format!("WAL segment \"{name}\" was not archived so far; it is now");
                         how.reporter.print(Severity::Info, &text, None);
@@ -145,12 +154,12 @@ fn not_archived(name: WalFileName, limit: Duration) -> Error {
 }
 
 /// Archives a complete segment of `pg_wal`, as `archive-push` would; false if it is not there any more.
-async fn store_own(archive: &WalArchive, pg_wal: &Path, name: WalFileName) -> Result<bool> {
-    let path = pg_wal.join(name.to_string());
+async fn store_own(archive: &WalArchive, own: OwnWal<'_>, name: WalFileName) -> Result<bool> {
+    let path = own.directory.join(name.to_string());
     if !path.exists() {
         return Ok(false);
     }
-    let source = Source::open(&path)?;
+    let source = Source::open_of(&path, own.control)?;
     if !source.is_written_to_its_end()? {
         return Ok(false);
     }
@@ -158,20 +167,22 @@ async fn store_own(archive: &WalArchive, pg_wal: &Path, name: WalFileName) -> Re
     Ok(kept == Kept::New)
 }
 
-/// Stores a segment of `pg_wal` with the backup, if it is there. Its tail may still be written or be left over from an older segment;
-/// replay of the backup ends before.
+/// The header of a file that holds this segment; nothing if it holds another one, as one does that waits to be used again.
+fn header_of(file: &File, path: &Path, segment: SegmentName) -> Result<Option<SegmentHeader>> {
+    let mut first = vec![0; LONG_HEADER_BYTES];
+    file.read_exact_at(&mut first, 0).context("read file", path)?;
+    Ok(SegmentHeader::parse(&first).ok().filter(|header| header.check_name(segment).is_ok()))
+}
+
+/// Stores a segment of `pg_wal` with the backup, if it is there. Its tail may still be written or be left over from an
+/// older segment; replay of the backup ends before.
 async fn keep_with_backup(archive: &WalArchive, id: &BackupId, pg_wal: &Path, segment: SegmentName) -> Result<bool> {
     let path = pg_wal.join(segment.to_string());
     let file = match File::open(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
         file => file.context("open file", &path)?,
     };
-    let mut first = vec![0; LONG_HEADER_BYTES];
-    file.read_exact_at(&mut first, 0).context("read file", &path)?;
-    let header = SegmentHeader::parse(&first).and_then(|header| header.check_name(segment).map(|()| header));
-    let header = header.map_err(|error| {
-        Error::new(Kind::Invalid, format!("\"{}\" is not the segment it must be", path.display())).caused_by(error)
-    })?;
+    let Some(header) = header_of(&file, &path, segment)? else { return Ok(false) };
     let name = WalFileName::Segment(segment);
     let now = Timestamp::now();
     let description = Description {
@@ -185,7 +196,13 @@ async fn keep_with_backup(archive: &WalArchive, id: &BackupId, pg_wal: &Path, se
         archived: now,
         host: host_name(),
     };
-    let encoded = encode(file, header.segment_size.bytes(), WAL_LEVEL, description)?;
+    let encoded = encode(&file, header.segment_size.bytes(), WAL_LEVEL, description)?;
+    // Recycled while it was read, it has another name, and soon other contents.
+    let inode = |file: &File| file.metadata().map(|metadata| metadata.ino()).ok();
+    let is_still_there = File::open(&path).is_ok_and(|now| inode(&now) == inode(&file));
+    if !is_still_there || header_of(&file, &path, segment)? != Some(header) {
+        return Ok(false);
+    }
     let payload = object_store::PutPayload::from_iter([encoded.header_bytes, encoded.frames]);
     // The folder is ours: what exists there is what an earlier attempt of this put stored.
     archive.store().create(&archive.layout().backup_wal(id, name), payload).await.map(|_| true)

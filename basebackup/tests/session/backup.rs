@@ -42,7 +42,7 @@ async fn a_backup_is_started_and_stopped() {
     session.lock_for_backup().await.unwrap();
     let backup = start(session).await.unwrap();
     let started = *backup.started();
-    backup.confirm_data_directory(cluster.data()).unwrap();
+    backup.control_file(cluster.data()).await.unwrap();
     let during: u64 = cluster.sql("select pg_current_xact_id()").parse().unwrap();
     let (stopped, session) = backup.stop().await.unwrap();
 
@@ -187,7 +187,7 @@ async fn the_data_directory_of_another_cluster_is_told_apart() {
     server.settings.data_directory = Some(standby.data().to_owned());
     preflight::data_directory(&server, session.target()).unwrap();
     let backup = start(session).await.unwrap();
-    let error = backup.confirm_data_directory(standby.data()).unwrap_err();
+    let error = backup.control_file(standby.data()).await.unwrap_err();
     assert!(error.to_string().contains("is not the cluster in"), "{error}");
     assert!(ControlFile::read(standby.data()).unwrap().redo < backup.started().lsn);
 }

@@ -27,6 +27,10 @@ pub struct ControlFile {
     pub catalog_version: u32,
     /// `state`: 1 and 2 mean shut down.
     pub state: u32,
+    /// When it was last written (`time`), in seconds since 1970.
+    pub modified: i64,
+    /// Position of the latest checkpoint's record.
+    pub checkpoint: Lsn,
     /// Redo position of the latest checkpoint.
     pub redo: Lsn,
     /// Timeline of the latest checkpoint.
@@ -91,6 +95,8 @@ impl ControlFile {
             version,
             catalog_version: u32_at(bytes, 12)?,
             state: u32_at(bytes, 16)?,
+            modified: u64_at(bytes, 24)?.cast_signed(),
+            checkpoint: Lsn(u64_at(bytes, 32)?),
             redo: Lsn(u64_at(bytes, 40)?),
             timeline: Timeline(u32_at(bytes, 48)?),
             min_recovery_point: moved(|o| o.min_recovery_point).map(|at| u64_at(bytes, at)).transpose()?.map(Lsn),

@@ -56,6 +56,20 @@ impl Source {
     /// # Errors
     /// `Invalid` if it is not a WAL file of this cluster; `Unavailable` on I/O errors.
     pub fn open(path: &Path) -> Result<Self> {
+        let (name, file) = Self::named(path)?;
+        Self::of_file(file, path, name)
+    }
+
+    /// As [`Source::open`], of a cluster whose control file was read.
+    ///
+    /// # Errors
+    /// As [`Source::open`].
+    pub fn open_of(path: &Path, control: &ControlFile) -> Result<Self> {
+        let (name, file) = Self::named(path)?;
+        Self::checked(file, path, name, Some(control))
+    }
+
+    fn named(path: &Path) -> Result<(WalFileName, File)> {
         let name: WalFileName = path
             .file_name()
             .and_then(|name| name.to_str())
@@ -67,7 +81,7 @@ impl Source {
                     .hint("PostgreSQL passes the file's path in place of %p: archive_command = 'archive-push %p'.")
             })?;
         let file = File::open(path).map_err(|error| unreadable("open WAL file", path, error))?;
-        Self::of_file(file, path, name)
+        Ok((name, file))
     }
 
     /// Checks that an open file is the WAL file `name`, whatever it is called by now.
@@ -75,6 +89,11 @@ impl Source {
     /// # Errors
     /// As [`Source::open`].
     pub fn of_file(file: File, path: &Path, name: WalFileName) -> Result<Self> {
+        let control = control::of_wal_file(path)?;
+        Self::checked(file, path, name, control.as_ref())
+    }
+
+    fn checked(file: File, path: &Path, name: WalFileName, control: Option<&ControlFile>) -> Result<Self> {
         let before = Stamp::of(&file, path)?;
         let mut source = Self {
             name,
@@ -86,10 +105,9 @@ impl Source {
             before,
             start_lsn: None,
         };
-        let control = control::of_wal_file(path)?;
         match name {
-            WalFileName::Segment(_) | WalFileName::Partial(_) => source.check_segment(control.as_ref())?,
-            WalFileName::History(_) | WalFileName::Backup { .. } => source.check_text(control.as_ref())?,
+            WalFileName::Segment(_) | WalFileName::Partial(_) => source.check_segment(control)?,
+            WalFileName::History(_) | WalFileName::Backup { .. } => source.check_text(control)?,
         }
         Ok(source)
     }

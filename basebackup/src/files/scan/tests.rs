@@ -225,19 +225,32 @@ fn special_files_and_links_are_skipped_with_a_warning() {
     mknodat(CWD, path.join("fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
     let _socket = UnixListener::bind(path.join("socket")).unwrap();
     symlink("/etc/postgresql.conf", path.join("postgresql.conf")).unwrap();
-    symlink("1", path.join("base/2")).unwrap();
+    symlink("/nonexistent", path.join("pg_tblspc/99999")).unwrap();
     let scan = data.scan();
     let warnings: Vec<String> = scan.warnings().iter().map(ToString::to_string).collect();
     assert_eq!(
         warnings,
         [
-            "skipping symbolic link \"base/2\" to \"1\"",
+            "skipping symbolic link \"pg_tblspc/99999\" to \"/nonexistent\"",
             "skipping special file \"fifo\"",
             "skipping symbolic link \"postgresql.conf\" to \"/etc/postgresql.conf\"",
             "skipping special file \"socket\"",
         ]
     );
     assert_eq!(files(&scan), ["PG_VERSION"]);
+}
+
+#[test]
+fn a_link_where_data_must_be_is_refused() {
+    for link in ["base/2", "base/1/1259", "global/1262_vm", "pg_xact"] {
+        let data = DataDirectory::new();
+        let path = data.path().join(link);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::remove_dir(&path).ok();
+        symlink("/elsewhere", &path).unwrap();
+        let refused = data.try_scan(15).unwrap_err().to_string();
+        assert!(refused.contains(link) && refused.contains("\"/elsewhere\", would not be in the backup"), "{refused}");
+    }
 }
 
 #[test]
