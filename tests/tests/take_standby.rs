@@ -29,7 +29,8 @@ fn an_idle_standby_is_backed_up_with_its_unfinished_segment() {
     let written = primary.sql("select pg_current_wal_lsn()");
     standby.wait_for(&format!("select pg_last_wal_replay_lsn() >= '{written}'"), "t");
 
-    let taken = take(&standby, &repository).args(["--wal-timeout", "20s", "-U", "keeper"]).finish();
+    let taken = Run::new(binaries::basebackup()).args(["take", "--wal-timeout", "20s", "-U", "keeper", "-h"]);
+    let taken = taken.arg(standby.socket_directory()).envs(repository.environment()).finish();
     let id = taken.expect_code(0).stdout.trim_end().to_owned();
     let shown = json(&repository, &["show", &id]);
     assert_eq!(shown["from_standby"], true);
