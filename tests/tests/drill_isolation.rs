@@ -209,6 +209,29 @@ fn a_copy_of_a_subscriber_leaves_its_publisher_alone() {
     subscriber.wait_for("select count(*) from t", "2");
 }
 
+/// Replay makes a tablespace in the directory that the record names: that of the server, which may run on this very host.
+#[test]
+fn tablespaces_made_after_the_backup_stay_the_server_s_own() {
+    let repository = Repository::directory();
+    let mut server = archiving(&repository).start();
+    take(&repository, &server);
+    let space = server.scratch().create_private("later");
+    server.sql(&format!("create tablespace later location '{}'", space.display()));
+    server.sql("create table t tablespace later as select generate_series(1, 1000) n");
+    server.sql("create unlogged table u tablespace later as select 1");
+    server.wait_until_archived(&server.finish_segment());
+    server.sql("update t set n = n + 1000000 where n % 2 = 0; delete from t where n % 10 = 1");
+    server.sql("checkpoint");
+    let sum = "select count(*), sum(n) from t";
+    let before = server.sql(sum);
+    let (drilled, record) = drill(&repository, &[]);
+    drilled.expect_code(0);
+    assert_eq!(check(&record, "tablespaces")["outcome"], "passed", "{record:#}");
+    server.stop(StopMode::Fast);
+    server.start();
+    assert_eq!(server.sql(sum), before);
+}
+
 #[test]
 fn a_drill_that_is_killed_during_recovery_leaves_no_process() {
     let (repository, proxy) = bucket_behind_proxy();

@@ -14,6 +14,7 @@ mod replay;
 mod report;
 mod scratch;
 mod server;
+mod tablespaces;
 mod wal;
 
 use std::path::Path;

@@ -22,6 +22,7 @@ use super::record::{Phase, Record, Verdict};
 use super::replay::{Seen, Way};
 use super::scratch::Scratch;
 use super::server::{Server, Wait, control_setting};
+use super::tablespaces;
 use super::wal::WalServer;
 use crate::meter::Requests;
 use crate::restore::args::{BackupChoice, TargetArgs};
@@ -160,7 +161,9 @@ impl<'d> Performance<'d> {
         let numbers = plan.wal.first.number(size).zip(plan.wal.last.number(size)).map(|(first, last)| first..=last);
         let expected: VecDeque<_> =
             numbers.into_iter().flatten().map(|number| history.segment_name(number, size)).collect();
-        let mut wal = WalServer::new(archive, self.scratch.path(), expected, size)?;
+        let pg_major = plan.backup.pg_major();
+        let mut wal = WalServer::new(archive, self.scratch.path(), expected, size, pg_major)?;
+        let with_backup = tablespaces::keep_those_in_place(&self.scratch.data().join("pg_wal"), size, pg_major)?;
         let (mut server, access) = self.start(&plan, &wal)?;
         let waited = tokio::select! {
             waited = server.wait_until_open() => waited?,
@@ -174,6 +177,11 @@ impl<'d> Performance<'d> {
             return Err(Error::new(Kind::Damaged, format!("PostgreSQL gave up recovery ({status}): {lines}")));
         }
         self.phase("recovery", begun, true);
+        let later = wal.served.tablespaces + with_backup;
+        if later > 0 {
+            let said = format!("{later} created after the backup: replayed inside the drill's own directory");
+            self.checks.note("tablespaces", begun, (Outcome::Passed, said));
+        }
         let counted = self.record.phases.iter().filter(|phase| phase.counts);
         self.record.rto_seconds = Some(counted.map(|phase| phase.seconds).sum());
         #[expect(clippy::cast_precision_loss, reason = "a rate")]
@@ -205,7 +213,7 @@ impl<'d> Performance<'d> {
             |name: &str, otherwise: &str| control_setting(&controldata, name).unwrap_or_else(|| otherwise.to_owned());
         let port: u16 = fastrand::u16(10_000..60_000);
         let path = |name: &str| home.join(name).display().to_string();
-        let own = [
+        let mut own = vec![
             ("config_file", path("postgresql.conf")),
             ("hba_file", path("pg_hba.conf")),
             ("ident_file", path("pg_ident.conf")),
@@ -219,6 +227,7 @@ impl<'d> Performance<'d> {
             ("max_locks_per_transaction", of_original("max_locks_per_xact setting", "64")),
             ("track_commit_timestamp", of_original("track_commit_timestamp setting", "off")),
         ];
+        own.extend(tablespaces::permission(&self.binaries.version));
         let major = plan.backup.pg_major();
         let isolation = Isolation::new(major, &own);
         self.record.network = Some(isolation.network.to_text().to_owned());

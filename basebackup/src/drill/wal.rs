@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::fs::{CWD, FileType, Mode};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::unix::pipe::OpenOptions;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, spawn_blocking};
 use walkeep_common::error::{Error, IoContext as _, Kind, Result};
 use walkeep_common::retry::Patience;
 use walkeep_common::wal::name::WalFileName;
@@ -18,6 +18,7 @@ use walkeep_common::wal::segment::{SegmentName, SegmentSize};
 use walkeep_common::wal_archive::WalArchive;
 
 use super::replay::{ReadAlong, Seen};
+use super::tablespaces::keep_in_place;
 
 /// Segments that are fetched before they are asked for, together.
 const MOST_BYTES_AHEAD: u64 = 64 << 20;
@@ -41,9 +42,10 @@ pub(super) struct WalServer {
     /// Segments that will be asked for.
     next: VecDeque<WalFileName>,
     /// Those that are being fetched.
-    ahead: VecDeque<(WalFileName, JoinHandle<Result<bool>>)>,
+    ahead: VecDeque<(WalFileName, JoinHandle<Result<Option<usize>>>)>,
     most_ahead: usize,
     size: SegmentSize,
+    pg_major: u32,
     read_along: Option<ReadAlong>,
     pub(super) served: Served,
 }
@@ -53,6 +55,8 @@ pub(super) struct WalServer {
 pub(super) struct Served {
     pub(super) segments: u64,
     pub(super) bytes: u64,
+    /// Tablespaces that they create.
+    pub(super) tablespaces: usize,
 }
 
 impl WalServer {
@@ -65,6 +69,7 @@ impl WalServer {
         directory: &Path,
         expected: VecDeque<SegmentName>,
         size: SegmentSize,
+        pg_major: u32,
     ) -> Result<Self> {
         for name in [QUESTIONS, ANSWERS] {
             let path = directory.join(name);
@@ -83,6 +88,7 @@ impl WalServer {
             ahead: VecDeque::new(),
             most_ahead: usize::try_from(MOST_BYTES_AHEAD / size.bytes()).unwrap_or(1).max(1),
             size,
+            pg_major,
             served: Served::default(),
         })
     }
@@ -146,9 +152,10 @@ impl WalServer {
         let is_next = self.ahead.front().is_some_and(|(front, _)| *front == name);
         let found = match if is_next { self.ahead.pop_front() } else { None } {
             Some((_, fetching)) => fetching.await.map_err(thread_failed)??,
-            None => fetch(self.archive.clone(), name, self.place(name)).await?,
+            None => self.fetch(name).await?,
         };
-        if found {
+        if let Some(tablespaces) = found {
+            self.served.tablespaces += tablespaces;
             let (from, to) = (self.place(name), self.data.join(path));
             let file = File::open(&from).context("open file", &from)?;
             fs::rename(&from, &to).context("rename", &from)?;
@@ -160,7 +167,7 @@ impl WalServer {
                 }
             }
         }
-        Ok(found)
+        Ok(found.is_some())
     }
 
     /// What was found in everything that was served.
@@ -175,20 +182,28 @@ impl WalServer {
         while self.ahead.len() < self.most_ahead
             && let Some(name) = self.next.pop_front()
         {
-            let fetching = tokio::spawn(fetch(self.archive.clone(), name, self.place(name)));
+            let fetching = tokio::spawn(self.fetch(name));
             self.ahead.push_back((name, fetching));
+        }
+    }
+
+    /// Fetches a file, verified, as a drill may replay it. Returns how many tablespaces it creates; nothing if there is none.
+    fn fetch(&self, name: WalFileName) -> impl Future<Output = Result<Option<usize>>> + Send + 'static {
+        let (archive, to, size, pg_major) = (self.archive.clone(), self.place(name), self.size, self.pg_major);
+        async move {
+            let create = || File::create(&to).context("create file", &to);
+            if archive.fetch(name, create).await?.is_none() {
+                return Ok(None);
+            }
+            let WalFileName::Segment(segment) = name else { return Ok(Some(0)) };
+            let looking = spawn_blocking(move || keep_in_place(&to, segment, size, pg_major));
+            looking.await.map_err(thread_failed)?.map(Some)
         }
     }
 
     fn place(&self, name: WalFileName) -> PathBuf {
         self.directory.join("ahead").join(name.to_string())
     }
-}
-
-/// Fetches a file, verified; false if there is none.
-async fn fetch(archive: WalArchive, name: WalFileName, to: PathBuf) -> Result<bool> {
-    let create = || File::create(&to).context("create file", &to);
-    Ok(archive.fetch(name, create).await?.is_some())
 }
 
 fn thread_failed(error: tokio::task::JoinError) -> Error {

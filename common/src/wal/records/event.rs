@@ -60,7 +60,7 @@ impl EventKind {
             Operation::RestorePoint => restore_point(record.main_data),
             Operation::Commit => transaction_end(record, pg_major).map(|(xid, time)| Self::Commit { xid, time }),
             Operation::Abort => transaction_end(record, pg_major).map(|(xid, time)| Self::Abort { xid, time }),
-            Operation::SegmentSwitch | Operation::Other => return Ok(None),
+            Operation::SegmentSwitch | Operation::CreateTablespace | Operation::Other => return Ok(None),
         };
         kind.map(Some).ok_or(Reason::Contents { start })
     }

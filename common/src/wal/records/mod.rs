@@ -8,11 +8,13 @@ mod end;
 mod event;
 mod page;
 mod record;
+mod tablespace;
 #[cfg(test)]
 mod tests;
 
 pub use self::end::{EndOfWal, InvalidWal, Reason};
 pub use self::event::{Event, EventKind};
+pub use self::tablespace::{CreatedTablespace, SpansSegments, keep_tablespaces_in_place};
 
 use self::page::{PAGE_BYTES, Page, PageFormat, PageHeader};
 use self::record::{HEADER_BYTES, Operation, Record};

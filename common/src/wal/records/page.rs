@@ -12,7 +12,7 @@ use crate::wal::segment::Timeline;
 pub(super) const PAGE_BYTES: usize = 8192;
 
 /// Bytes of the header of every page but a segment's first.
-const SHORT_HEADER_BYTES: usize = 24;
+pub(super) const SHORT_HEADER_BYTES: usize = 24;
 
 const FIRST_IS_CONTRECORD: u16 = 0x0001;
 const LONG_HEADER: u16 = 0x0002;

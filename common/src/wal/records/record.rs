@@ -10,7 +10,7 @@ use crate::lsn::Lsn;
 pub(super) const HEADER_BYTES: usize = 24;
 
 /// Where `xl_crc` lies: the last field of the header, and where the part of the header that it covers ends.
-const CRC_AT: usize = 20;
+pub(super) const CRC_AT: usize = 20;
 
 /// The first field of a record, which says its length, is always on one page: records begin at multiples of 8.
 pub(super) fn total_length(start_of_record: &[u8]) -> Option<usize> {
@@ -46,6 +46,7 @@ pub(super) enum Operation {
     Commit,
     /// Of a prepared transaction too.
     Abort,
+    CreateTablespace,
     Other,
 }
 
@@ -67,12 +68,14 @@ impl<'a> Record<'a> {
     pub(super) fn operation(&self) -> Operation {
         const RM_XLOG: u8 = 0;
         const RM_XACT: u8 = 1;
+        const RM_TBLSPC: u8 = 5;
         match (self.resource_manager, self.info & 0xF0, self.info & 0x70) {
             (RM_XLOG, 0x40, _) => Operation::SegmentSwitch,
             (RM_XLOG, 0x50, _) => Operation::BackupEnd,
             (RM_XLOG, 0x70, _) => Operation::RestorePoint,
             (RM_XACT, _, 0x00 | 0x30) => Operation::Commit,
             (RM_XACT, _, 0x20 | 0x40) => Operation::Abort,
+            (RM_TBLSPC, 0x00, _) => Operation::CreateTablespace,
             _ => Operation::Other,
         }
     }

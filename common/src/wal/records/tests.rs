@@ -462,3 +462,66 @@ fn damaged_bytes_never_panic_and_never_invent_an_event() {
         assert!(found.len() >= before, "round {round}: {} events found of {before} before the damage", found.len());
     }
 }
+
+const CREATE_TABLESPACE: (u8, u8) = (5, 0x00);
+
+fn create_tablespace(oid: u32, location: &str) -> Vec<u8> {
+    main_data(&[&oid.to_le_bytes(), location.as_bytes(), b"\0"].concat())
+}
+
+#[test]
+fn tablespaces_are_kept_in_place_and_the_log_stays_one() {
+    for pg_major in 13..=19 {
+        // On one page, and with the header, the name, or neither cut by the end of a page.
+        let mut log = Writer::new(pg_major);
+        let mut expected = Vec::new();
+        for (oid, left) in (16384..).zip([4000, 16, 8, 24, 32, 40, 64]) {
+            log.commit(oid);
+            log.leave_on_page(left);
+            let location = format!("/srv/fast \u{e9} {}", "x".repeat(oid as usize % 7 * 100));
+            log.record(CREATE_TABLESPACE, oid, &create_tablespace(oid, &location));
+            expected.push(CreatedTablespace { oid, location: location.into_bytes() });
+        }
+        let (_, end) = log.record(CREATE_TABLESPACE, 1, &create_tablespace(1, ""));
+        let before = walk(&log);
+        assert_eq!(before.2, end);
+        let mut segments = log.segments();
+        let changed = keep_tablespaces_in_place(&mut segments[0], START, pg_major).unwrap();
+        assert_eq!(changed, expected);
+        assert_eq!(walk_from(START, &segments), before, "{pg_major}");
+        assert!(keep_tablespaces_in_place(&mut segments[0], START, pg_major).unwrap().is_empty());
+        let names = String::from_utf8_lossy(&segments[0]).into_owned();
+        assert!(!names.contains("/srv") && !names.contains("xxxx"));
+    }
+}
+
+#[test]
+fn what_is_not_the_creation_of_a_tablespace_is_left_as_it_is() {
+    let mut log = Writer::new(15);
+    log.commit(700);
+    // It is dropped; another resource manager; a wrong checksum.
+    log.record((5, 0x10), 1, &create_tablespace(16384, "/srv/fast"));
+    log.record((6, 0x00), 1, &create_tablespace(16384, "/srv/fast"));
+    let mut segments = log.segments();
+    let unchanged = segments[0].clone();
+    assert!(keep_tablespaces_in_place(&mut segments[0], START, 15).unwrap().is_empty());
+    assert!(segments[0] == unchanged);
+    let (start, _) = log.record(CREATE_TABLESPACE, 1, &create_tablespace(16384, "/srv/fast"));
+    let mut damaged = log.segments();
+    damaged[0][usize::try_from(start.0 - START.0).unwrap() + 35] ^= 1;
+    assert!(keep_tablespaces_in_place(&mut damaged[0], START, 15).unwrap().is_empty());
+}
+
+#[test]
+fn a_tablespace_at_the_very_end_of_a_segment_cannot_be_kept_in_place() {
+    let mut log = Writer::new(15);
+    while log.position().0 < START.0 + SEGMENT_BYTES as u64 - PAGE_BYTES as u64 {
+        log.leave_on_page(0);
+    }
+    log.leave_on_page(64);
+    let (start, _) = log.record(CREATE_TABLESPACE, 1, &create_tablespace(16384, &"x".repeat(60)));
+    log.commit(700);
+    let mut segments = log.segments();
+    assert_eq!(segments.len(), 2);
+    assert_eq!(keep_tablespaces_in_place(&mut segments[0], START, 15), Err(SpansSegments(start)));
+}
