@@ -28,6 +28,7 @@ mod readme;
 mod recovery;
 mod restore;
 mod restore_edges;
+mod restore_neighbours;
 mod restore_options;
 mod samples;
 mod server_configuration;

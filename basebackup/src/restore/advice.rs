@@ -87,6 +87,13 @@ pub(super) fn next_steps(plan: &Plan, done: &Done, archiving: Archiving, took: D
         }
     };
     let _ = writeln!(text, "{then}");
+    if plan.request.role == Role::Primary {
+        let _ = writeln!(
+            text,
+            "Once it is open, take out what only this recovery needed, or standbys made of it would obey it: {}",
+            resets(plan, done)
+        );
+    }
     if matches!(plan.end, RecoveryEnd::Hole(_)) {
         let _ = writeln!(text, "What was committed after the hole is lost to this server.");
     }
@@ -98,5 +105,21 @@ pub(super) fn next_steps(plan: &Plan, done: &Done, archiving: Archiving, took: D
         );
     }
     let _ = writeln!(text, "Archiving is {}.", archiving.to_text(backup));
+    if plan.request.role == Role::Primary && archiving == Archiving::Off {
+        let _ = writeln!(
+            text,
+            "Subscriptions are off with it, or they would take over those of that server. If this one is to replace it: \
+             ALTER SYSTEM RESET archive_mode; ALTER SYSTEM RESET max_logical_replication_workers; and a restart."
+        );
+    }
     text
+}
+
+/// Statements that undo the settings of a recovery that is over.
+fn resets(plan: &Plan, done: &Done) -> String {
+    let target = plan.request.target.setting().into_iter();
+    let target = target.flat_map(|(name, _)| [name, "recovery_target_inclusive", "recovery_target_action"]);
+    let pages = done.left_out.iter().map(|_| "ignore_invalid_pages");
+    let names = std::iter::once("recovery_target_timeline").chain(target).chain(pages);
+    names.map(|name| format!("ALTER SYSTEM RESET {name};")).collect::<Vec<_>>().join(" ")
 }

@@ -40,6 +40,8 @@ pub struct ServerConfiguration {
     files: Vec<ConfigurationFile>,
     /// Directories that the files include: a server does not start without them, though there be nothing in them.
     included: Vec<PathBuf>,
+    /// Names of the settings that say where everything is now.
+    pub sets: Vec<String>,
 }
 
 /// Prepares the configuration, if it is asked for.
@@ -94,7 +96,8 @@ pub async fn prepare(
     files.retain(|file| file.path != main.path);
     files.push(ConfigurationFile { contents: rewrite(&main.contents, &added), ..main });
     let included = site.included(&kept);
-    Ok(Some(ServerConfiguration { directory, cluster: args.to_cluster.clone(), port, files, included }))
+    let sets = added.into_iter().map(|(name, _)| name).collect();
+    Ok(Some(ServerConfiguration { directory, cluster: args.to_cluster.clone(), port, files, included, sets }))
 }
 
 impl ServerConfiguration {

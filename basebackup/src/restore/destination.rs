@@ -26,7 +26,7 @@ impl Destination {
     /// Opens the directories, and makes those that do not exist.
     ///
     /// # Errors
-    /// From the operating system; `Conflict` if two names lead to one directory.
+    /// From the operating system; `Conflict` if two names lead to one directory, or another restore writes into one.
     pub fn open(directories: Directories, mode: u32, owner: Option<FileOwner>) -> Result<Self> {
         let mut roots = BTreeMap::new();
         for (place, path) in directories.all() {
@@ -35,6 +35,7 @@ impl Destination {
             for other in roots.values() {
                 refuse_same(&root, other)?;
             }
+            root.lock()?;
             let _ = roots.insert(place, root);
         }
         Ok(Self { directories, roots, owner, mode })

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rustix::process::{Pid, test_kill_process};
 use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::postgres::control::ControlFile;
 use walkeep_common::postgres::postmaster::PostmasterPid;
@@ -136,17 +135,16 @@ impl Directories {
         }
     }
 
-    fn refuse_running_server(&self) -> Result<()> {
+    /// Refuses a data directory that a server may be running on.
+    ///
+    /// # Errors
+    /// `Conflict`.
+    pub fn refuse_running_server(&self) -> Result<()> {
         let path = self.data.join("postmaster.pid");
         if !path.exists() {
             return Ok(());
         }
-        let running = match PostmasterPid::read(&self.data).and_then(|found| Pid::from_raw(found.pid.abs())) {
-            // A process of another user is one as well.
-            Some(pid) => test_kill_process(pid) != Err(rustix::io::Errno::SRCH),
-            None => true,
-        };
-        if !running {
+        if PostmasterPid::read(&self.data).is_some_and(|found| !found.may_be_running()) {
             return Ok(());
         }
         Err(Error::new(Kind::Conflict, format!("a server may be running on \"{}\"", self.data.display()))

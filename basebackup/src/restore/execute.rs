@@ -121,10 +121,12 @@ pub(crate) async fn execute(work: Work, reporter: Reporter, requests: &Requests)
     // PostgreSQL's manifest lists what is left out as well: nothing could be verified with it.
     let manifest = if work.selection.is_none() { Manifest::Written } else { Manifest::LeftAway };
     write_manifest(&archive, &work.backup, &destination, manifest).await?;
-    let configuration = write_settings(&destination, &work.settings, work.signal_file)?;
+    let elsewhere = work.configuration.as_ref();
+    let configuration = write_settings(&work.backup, &destination, &work.settings, elsewhere, work.signal_file)?;
     let meter = Arc::new(Meter::new("made durable", entries.iter().map(footprint).sum()));
     let settling = settle(&destination, &entries, &meter);
     meter.report_until(settling, reporter, work.pace, requests).await?;
+    destination.directories().refuse_running_server()?;
     publish_control(&destination)?;
     // Last: with it a cluster of Debian's is known to others.
     let (configuration, start_command) = match &work.configuration {

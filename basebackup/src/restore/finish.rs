@@ -9,16 +9,19 @@ use walkeep_common::repository::backup::Backup;
 use walkeep_common::wal::name::WalFileName;
 use walkeep_common::wal_archive::WalArchive;
 
+use super::configuration::ServerConfiguration;
 use super::contents;
 use super::destination::Destination;
 use super::directories::{Directories, STAGED_CONTROL};
+use super::is_same;
 use super::root::Root;
-use super::settings::{TARGETS, recovery_targets, rewrite};
+use super::settings::{TARGETS, moved_files, recovery_targets, rewrite, without, without_data_directory};
 use crate::files::manifest::{ManifestFile, ManifestReader, replace_file};
 
 /// PostgreSQL's list of the links in `pg_tblspc`.
 const TABLESPACE_MAP: &str = "tablespace_map";
 const AUTO_CONF: &str = "postgresql.auto.conf";
+const MAIN: &str = "postgresql.conf";
 /// The first major that summarizes WAL.
 const SUMMARIES_SINCE: u32 = 17;
 
@@ -34,8 +37,8 @@ pub(super) enum Manifest {
     LeftAway,
 }
 
-/// Points `tablespace_map` to where the tablespaces are now, or PostgreSQL would link to where they were. Stores the
-/// manifest, which says the same.
+/// Points `tablespace_map` to where the tablespaces are now, or PostgreSQL would link to where they were, and takes the place
+/// of another data directory out of `postgresql.conf`. Stores the manifest, which says the same.
 ///
 /// # Errors
 /// `Damaged` if either is not what PostgreSQL writes; `Refused`; `Unavailable`; from the operating system.
@@ -55,25 +58,32 @@ pub(super) async fn write_manifest(
         Some(map) => moved_map(map, backup, destination.directories())?,
         None => None,
     };
-    if let Some(map) = rewritten {
-        put(destination, data, Path::new(TABLESPACE_MAP), &map)?;
+    let configuration = read(data, Path::new(MAIN))?.filter(|_| is_moved(backup, destination.directories()));
+    let configuration = configuration.and_then(|contents| without_data_directory(&contents));
+    for (name, contents) in [(TABLESPACE_MAP, rewritten), (MAIN, configuration)] {
+        let Some(contents) = contents else { continue };
+        put(destination, data, Path::new(name), &contents)?;
         let mut files = ManifestReader::new(&manifest[..]);
         let mut entry: Option<ManifestFile> = None;
-        while let Some(file) = files.next_file().map_err(|error| damaged(TABLESPACE_MAP, &error))? {
-            if file.path == Path::new(TABLESPACE_MAP) {
+        while let Some(file) = files.next_file().map_err(|error| damaged(name, &error))? {
+            if file.path == Path::new(name) {
                 entry = Some(file);
             }
         }
-        let entry = entry.ok_or_else(|| damaged(TABLESPACE_MAP, &"it is not listed"))?;
-        let checksum = entry.checksum.algorithm().of(&map);
-        let replacement = ManifestFile { size: map.len() as u64, checksum, ..entry };
-        manifest =
-            replace_file(&manifest[..], Vec::new(), &replacement).map_err(|error| damaged(TABLESPACE_MAP, &error))?;
+        let entry = entry.ok_or_else(|| damaged(name, &"it is not listed"))?;
+        let checksum = entry.checksum.algorithm().of(&contents);
+        let replacement = ManifestFile { size: contents.len() as u64, checksum, ..entry };
+        manifest = replace_file(&manifest[..], Vec::new(), &replacement).map_err(|error| damaged(name, &error))?;
     }
     match what {
         Manifest::Written => put(destination, data, Path::new("backup_manifest"), &manifest),
         Manifest::LeftAway => Ok(()),
     }
+}
+
+/// Whether the data directory is another one than that of the server.
+fn is_moved(backup: &Backup, directories: &Directories) -> bool {
+    !is_same(Path::new(&backup.data_directory), &directories.data)
 }
 
 /// The map with every path as it is now; nothing if that is what it says already.
@@ -132,19 +142,27 @@ pub(super) async fn write_wal(archive: &WalArchive, backup: &Backup, destination
 /// # Errors
 /// From the operating system.
 pub(super) fn write_settings(
+    backup: &Backup,
     destination: &Destination,
     settings: &[(String, String)],
+    elsewhere: Option<&ServerConfiguration>,
     signal_file: &str,
 ) -> Result<Configuration> {
     let data = destination.data()?;
-    let main = read(data, Path::new("postgresql.conf"))?;
+    let main = read(data, Path::new(MAIN))?;
     // An empty target takes another file's away, but only ahead of the real one: behind it, it would count as a second.
     let others = main.as_deref().map_or_else(|| TARGETS.to_vec(), recovery_targets).into_iter();
     let others = others.filter(|target| settings.iter().all(|(name, _)| name != target));
     let others = others.map(|target| (target.to_owned(), String::new()));
-    let settings: Vec<(String, String)> = others.chain(settings.iter().cloned()).collect();
+    let directories = destination.directories();
+    let old = main.as_deref().filter(|_| elsewhere.is_none() && is_moved(backup, directories));
+    let moved = old.map_or_else(Vec::new, |old| moved_files(old, Path::new(&backup.data_directory), &directories.data));
+    let settings: Vec<(String, String)> = others.chain(settings.iter().cloned()).chain(moved).collect();
     let auto_conf = Path::new(AUTO_CONF);
     let before = read(data, auto_conf)?.unwrap_or_default();
+    // What was set by ALTER SYSTEM would count for more than what is set there.
+    let before =
+        without(&before, |name| elsewhere.is_some_and(|elsewhere| elsewhere.sets.iter().any(|set| set == name)));
     put(destination, data, auto_conf, &rewrite(&before, &settings))?;
     for name in SIGNAL_FILES {
         data.remove_file(Path::new(name))?;

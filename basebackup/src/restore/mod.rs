@@ -14,6 +14,7 @@ pub mod destination;
 pub mod directories;
 pub mod execute;
 mod finish;
+mod neighbours;
 pub mod owner;
 pub mod plan;
 pub mod recovery;
@@ -158,11 +159,16 @@ impl Preparation {
 
     fn into_work(self, args: &RestoreArgs) -> Result<Work> {
         let mode = data_directory_mode(&self.plan.backup);
+        let destination = Destination::open(self.directories, mode, self.ownership.owner)?;
+        // While everything was planned, somebody else may have restored to here, or started a server.
+        let directories = destination.directories();
+        let allowed = if args.is_delta() { directories.refuse_running_server() } else { directories.refuse_used() };
+        allowed?;
         Ok(Work {
             archive: self.archive,
             backup: self.plan.backup,
             entries: self.entries,
-            destination: Destination::open(self.directories, mode, self.ownership.owner)?,
+            destination,
             jobs: args.jobs.map_or_else(processors, usize::from),
             settings: self.settings,
             signal_file: signal_file(&self.plan.request.role),
@@ -179,7 +185,7 @@ async fn prepare(args: &RestoreArgs, config: &Config) -> Result<Preparation> {
     let data = real_path(&args.data_directory())?;
     let wal = args.waldir.as_deref().map(real_path).transpose()?;
     let (archive, catalog) = find_cluster(args, config).await?;
-    let plan = plan(&archive, &catalog, &args.backup, request).await?;
+    let mut plan = plan(&archive, &catalog, &args.backup, request).await?;
     let backup = &plan.backup;
     refuse_much_wal(&plan, args.max_wal)?;
     let selection = Selection::new(backup, &args.only_database)?;
@@ -189,7 +195,8 @@ async fn prepare(args: &RestoreArgs, config: &Config) -> Result<Preparation> {
     };
     let directories = Directories { data, wal, tablespaces };
     refuse_unwritable_map(backup, &directories)?;
-    let allowed = if args.is_delta() { directories.refuse_foreign(backup) } else { directories.refuse_used() };
+    let allowed = may_be_written(args, &archive, &mut plan, &directories).await;
+    let backup = &plan.backup;
     let refusal = match allowed {
         Err(error) if args.dry_run => Some(error),
         allowed => allowed.map(|()| None)?,
@@ -199,7 +206,7 @@ async fn prepare(args: &RestoreArgs, config: &Config) -> Result<Preparation> {
     let same_place = host_name() == backup.host && is_same(Path::new(&backup.data_directory), &directories.data);
     let archiving = Archiving::decide(same_place, args.keeps_archiving());
     let entries = contents::index(&archive, backup).await?;
-    let settings = settings(&plan, command, archiving, directories.in_place(&entries));
+    let settings = settings(&plan, command, archiving, directories.in_place(&entries), selection.is_none());
     let replaced = if args.is_delta() { replaced(&directories, &entries)? } else { BTreeMap::new() };
     let kept = backup.kept_wal.len() as u64;
     let kept_wal = Usage { bytes: backup.segment_size.bytes() * kept, files: kept };
@@ -225,6 +232,24 @@ async fn prepare(args: &RestoreArgs, config: &Config) -> Result<Preparation> {
         selection,
         refusal,
     })
+}
+
+/// Refuses directories that must not be written into, and a recovery that would write into others.
+async fn may_be_written(
+    args: &RestoreArgs,
+    archive: &WalArchive,
+    plan: &mut Plan,
+    directories: &Directories,
+) -> Result<()> {
+    if args.is_delta() {
+        directories.refuse_foreign(&plan.backup)?;
+        neighbours::refuse_shared(&plan.backup, directories)?;
+        neighbours::refuse_to_lose_wal(archive, plan, directories).await?;
+    } else {
+        directories.refuse_used()?;
+    }
+    // A copy that is only looked at is given its WAL by somebody who sees to that.
+    if args.tablespaces_below.is_some() { Ok(()) } else { neighbours::refuse_later_tablespaces(plan, directories) }
 }
 
 /// Refuses paths that PostgreSQL's `tablespace_map` has no way to write.

@@ -76,12 +76,14 @@ pub enum InPlace {
     None,
 }
 
-/// Everything that is written into `postgresql.auto.conf`, in order.
+/// Everything that is written into `postgresql.auto.conf`, in order. A restore that is not whole has empty pages where WAL
+/// expects others.
 pub fn settings(
     plan: &Plan,
     restore_command: String,
     archiving: Archiving,
     in_place: InPlace,
+    is_whole: bool,
 ) -> Vec<(String, String)> {
     let mut settings = vec![("restore_command", restore_command)];
     let request = &plan.request;
@@ -104,6 +106,13 @@ pub fn settings(
     }
     if archiving == Archiving::Off {
         settings.push(("archive_mode", "off".to_owned()));
+        if request.role == Role::Primary {
+            // It has the subscriptions of the first one, and would take over their slots.
+            settings.push(("max_logical_replication_workers", "0".to_owned()));
+        }
+    }
+    if !is_whole {
+        settings.push(("ignore_invalid_pages", "on".to_owned()));
     }
     if in_place == InPlace::Some {
         // Without it recovery panics over such a tablespace (`CheckTablespaceDirectory`).

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, FlockOperation, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 use walkeep_common::error::{Error, IoContext as _, Kind, Result};
 
@@ -63,6 +63,23 @@ impl Root {
         let directory = rustix::fs::openat(CWD, path, DIRECTORY, Mode::empty());
         let directory = directory.map_err(io::Error::from).context("open directory", path)?;
         Ok(Self { directory, path: path.to_owned() })
+    }
+
+    /// Makes this process the only one of those that ask which writes here, for as long as this lives.
+    ///
+    /// # Errors
+    /// `Conflict` while another one does; from the operating system.
+    pub fn lock(&self) -> Result<()> {
+        match rustix::fs::flock(&self.directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(()),
+            Err(Errno::WOULDBLOCK) => {
+                let message = format!("another restore writes into \"{}\"", self.path.display());
+                Err(Error::new(Kind::Conflict, message).hint("Wait for its end, or end it, and start again."))
+            }
+            // Some network file systems have no locks.
+            Err(Errno::NOLCK | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => Ok(()),
+            Err(errno) => Err(Error::io("lock directory", &self.path, errno.into())),
+        }
     }
 
     /// Its path, as given.

@@ -3,8 +3,11 @@
 //! Mirrors src/backend/utils/misc/guc-file.l as far as lines need to be told apart: a setting never spans lines.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
-use crate::configuration::syntax::setting_name;
+use crate::configuration::syntax::{setting_name, value_of};
 
 /// What recovery and archiving of the restored server depend on: whatever the backup says of it is of another time.
 const OF_RECOVERY: [&str; 10] = [
@@ -36,11 +39,41 @@ pub fn without_recovery(contents: &[u8]) -> Vec<u8> {
     without(contents, is_of_recovery)
 }
 
-fn without(contents: &[u8], is_unwanted: impl Fn(&str) -> bool) -> Vec<u8> {
+/// The contents without some settings.
+pub fn without(contents: &[u8], is_unwanted: impl Fn(&str) -> bool) -> Vec<u8> {
     let lines = contents.split_inclusive(|&b| b == b'\n').filter(|line| {
         !line.starts_with(COMMENT.as_bytes()) && !setting_name(line).is_some_and(|name| is_unwanted(&name))
     });
     lines.flatten().copied().collect()
+}
+
+/// Begins a line that says where another data directory is.
+const TAKEN_OUT: &[u8] = b"# Taken out by basebackup restore: ";
+
+/// `postgresql.conf` without the line that says where the data directory is; nothing if there is none. It counts for more than
+/// `-D`, so whoever starts a server on a copy would start the one that was copied.
+pub fn without_data_directory(contents: &[u8]) -> Option<Vec<u8>> {
+    let is_wanted = |line: &[u8]| setting_name(line).is_none_or(|name| name != "data_directory");
+    if contents.split(|&b| b == b'\n').all(is_wanted) {
+        return None;
+    }
+    let lines = contents.split_inclusive(|&b| b == b'\n');
+    Some(lines.flat_map(|line| [if is_wanted(line) { b"" } else { TAKEN_OUT }, line]).flatten().copied().collect())
+}
+
+/// What makes a `postgresql.conf` that came from the data directory `old` keep to the one at `new`: files in the old one that
+/// it names, and the file for the process's number, which is the old server's.
+pub fn moved_files(contents: &[u8], old: &Path, new: &Path) -> Vec<(String, String)> {
+    let moved = |name: &str| {
+        let value = value_of(contents, name)?;
+        let below = Path::new(OsStr::from_bytes(&value)).strip_prefix(old).ok()?.to_owned();
+        Some((name.to_owned(), new.join(below).to_str()?.to_owned()))
+    };
+    let mut settings: Vec<(String, String)> = ["hba_file", "ident_file"].into_iter().filter_map(moved).collect();
+    if value_of(contents, "external_pid_file").is_some_and(|value| !value.is_empty()) {
+        settings.push(("external_pid_file".to_owned(), String::new()));
+    }
+    settings
 }
 
 /// The contents of a configuration file with all settings of recovery taken out, those in `added` replaced, and
@@ -116,6 +149,19 @@ mod tests {
         let added = [("restore_command".to_owned(), "x".to_owned())];
         let once = rewrite(b"port = 1\n", &added);
         assert_eq!(rewrite(&once, &added), once);
+    }
+
+    #[test]
+    fn what_leads_to_another_data_directory_is_taken_out_or_moved() {
+        let contents = b"port = 1\n Data_Directory '/old'\nhba_file = '/old/etc/hba.conf'\n\
+                         ident_file = '/etc/ident.conf'\nexternal_pid_file = '/run/x.pid'\n#data_directory = 'x'\n\xe4";
+        let without = without_data_directory(contents).unwrap();
+        let expected = String::from_utf8_lossy(contents).replace(" Data", "# Taken out by basebackup restore:  Data");
+        assert_eq!(String::from_utf8_lossy(&without), expected);
+        assert_eq!(without_data_directory(&without), None);
+        let moved = moved_files(contents, Path::new("/old"), Path::new("/new"));
+        let expected = [("hba_file", "/new/etc/hba.conf"), ("external_pid_file", "")];
+        assert_eq!(moved, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
     }
 
     #[test]

@@ -4,7 +4,12 @@
 
 use std::path::Path;
 
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 use serde::{Deserialize, Serialize};
+
+/// By how many seconds the two clocks that are compared may differ.
+const CLOCK_DIFFERENCE: i64 = 10;
 
 /// The lines of `postmaster.pid` the programs look at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +34,21 @@ impl PostmasterPid {
         Some(Self { pid, start_time, status: lines.nth(4).unwrap_or_default().trim().to_owned() })
     }
 
+    /// Whether the server may be running still. Its number may have gone to another process since, which in a container
+    /// is the rule; but a server in another container has a number that means something else here. So another process
+    /// counts only if it certainly is one: begun later, and not a server.
+    pub fn may_be_running(&self) -> bool {
+        let Some(pid) = Pid::from_raw(self.pid.abs()) else { return true };
+        if test_kill_process(pid) == Err(Errno::SRCH) {
+            return false;
+        }
+        let is_server = |name: &str| name.contains("postgres") || name.contains("postmaster");
+        match (process_name(pid), process_start(pid)) {
+            (Some(name), Some(start)) => is_server(&name) || start <= self.start_time + CLOCK_DIFFERENCE,
+            _ => true,
+        }
+    }
+
     /// Whether this is the same run of the same server, whatever its status.
     pub fn is_same_server(&self, other: &Self) -> bool {
         (self.pid, self.start_time) == (other.pid, other.start_time)
@@ -40,9 +60,36 @@ impl PostmasterPid {
     }
 }
 
+/// What a process calls itself (proc(5)).
+fn process_name(pid: Pid) -> Option<String> {
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()
+}
+
+/// When it was begun, in seconds since 1970 (proc(5): `btime`, and the 22nd field of `stat`).
+fn process_start(pid: Pid) -> Option<i64> {
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let stat = String::from_utf8_lossy(&stat);
+    // The second field, a name in parentheses, may hold anything.
+    let ticks: u64 = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
+    let system = std::fs::read_to_string("/proc/stat").ok()?;
+    let booted: i64 = system.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
+    booted.checked_add_unsigned(ticks / rustix::param::clock_ticks_per_second())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_number_that_another_process_has_got_since_is_no_server() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        let now = process_start(Pid::from_raw(own).unwrap()).unwrap();
+        let running = |pid, start_time| PostmasterPid { pid, start_time, status: String::new() }.may_be_running();
+        assert!(!running(own, now - 60));
+        // Begun before: as the first process of the host is, beside a server that is the first of a container.
+        assert!(running(own, now + 60) && running(own, now) && running(1, now));
+        assert!(!running(i32::MAX, now));
+    }
 
     #[test]
     fn the_eighth_line_is_the_status() {
