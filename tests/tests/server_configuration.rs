@@ -200,8 +200,15 @@ fn configuration_in_the_data_directory_becomes_a_cluster_of_debians_too() {
     let data = target.path().join("data");
     let name = format!("{}/inside", major());
     let restore = |words: &[&str]| basebackup(&repository, &["restore"]).arg("-D").arg(&data).args(words);
-    let none = restore(&["--config-dir", target.path().join("x").to_str().unwrap()]).finish();
-    none.expect_code(2).expect_stderr(&["keeps no configuration"]);
+    // Nothing was outside: what is in the data directory is read from there.
+    let leading = target.path().join("leading");
+    restore(&["--config-dir", leading.to_str().unwrap()]).finish().expect_code(0);
+    let options = Cluster::options().environment(repository.environment());
+    let mut copy = Cluster::adopt_configured(&data, &leading, options);
+    copy.start();
+    assert_eq!(copy.sql("show max_connections"), "37");
+    drop(copy);
+    fs::remove_dir_all(&data).unwrap();
     restore(&["--to-cluster", &name]).env("PG_CLUSTER_CONF_ROOT", root.display().to_string()).finish().expect_code(0);
     let options = Cluster::options().environment(repository.environment());
     let mut copy = Cluster::adopt_configured(&data, &root.join(&name), options);

@@ -21,6 +21,7 @@ use crate::configuration::moved::{Move, grammar_of};
 use crate::configuration::stored::{OBJECT, unpack};
 use crate::configuration::syntax::{Grammar, references, value_of};
 use crate::files::attributes::Attributes;
+use crate::pack::index::IndexEntry;
 
 const MAIN: &str = "postgresql.conf";
 const START: &str = "start.conf";
@@ -74,11 +75,6 @@ pub async fn prepare(
     if kept.is_empty() && !has_own {
         return Err(Error::new(Kind::Usage, format!("backup {} holds no postgresql.conf", backup.id)));
     }
-    if kept.is_empty() && args.to_cluster.is_none() {
-        let message = format!("backup {} keeps no configuration apart from the data directory", backup.id);
-        return Err(Error::new(Kind::Usage, message)
-            .hint("postgresql.conf is in the data directory, and is restored with it: leave --config-dir away."));
-    }
     let site = Site { backup, directory: &directory, data: &directories.data };
     let mut files = site.files(&kept);
     let main = site.main(&kept, &files);
@@ -98,6 +94,53 @@ pub async fn prepare(
     let included = site.included(&kept);
     let sets = added.into_iter().map(|(name, _)| name).collect();
     Ok(Some(ServerConfiguration { directory, cluster: args.to_cluster.clone(), port, files, included, sets }))
+}
+
+/// The command that starts a server whose configuration is not restored as well.
+pub fn start_command(backup: &Backup, data: &Path, has_own: bool, same_place: bool) -> String {
+    let there = old_directory(backup).filter(|_| same_place);
+    match there {
+        _ if has_own => format!("pg_ctl -D \"{}\" start", data.display()),
+        Some(directory) => format!("pg_ctl -D \"{}\" start", directory.display()),
+        None => format!("pg_ctl -D \"{}\" -o '-c config_file=…' start", data.display()),
+    }
+}
+
+/// Where the server's `postgresql.conf` is outside its data directory, if that is on this host.
+fn old_directory(backup: &Backup) -> Option<PathBuf> {
+    let file = PathBuf::from(&backup.configuration.as_ref()?.config_file);
+    file.exists().then(|| file.parent().map(Path::to_owned)).flatten()
+}
+
+/// What of the server's configuration is neither in the backup's data directory nor in its place, with what to do about it.
+pub fn missing(backup: &Backup, data: &Path, members: &[IndexEntry], same_place: bool) -> Option<String> {
+    let is_member = |path: &Path| members.iter().any(|entry| entry.path.as_path() == path);
+    if !is_member(Path::new(MAIN)) {
+        if same_place && old_directory(backup).is_some() {
+            return None;
+        }
+        let place = data.display();
+        let what_to_do = if backup.configuration.is_some() {
+            "With --config-dir DIRECTORY it comes back too, adapted; on Debian --to-cluster makes a cluster of it"
+        } else {
+            "Write one, in which max_connections and its like are not lower than they were"
+        };
+        return Some(format!("there is no postgresql.conf in \"{place}\": the server had it elsewhere. {what_to_do}"));
+    }
+    let files = backup.configuration.iter().flat_map(|configuration| &configuration.files).map(Path::new);
+    let places = files.filter_map(|file| match file.strip_prefix(&backup.data_directory) {
+        Ok(below) if is_member(below) => None,
+        // A link to it was in the data directory.
+        Ok(below) => Some(data.join(below)),
+        Err(_) => Some(file.to_owned()),
+    });
+    let missing: Vec<PathBuf> = places.filter(|place| !place.exists()).collect();
+    let first = missing.first()?.display();
+    Some(format!(
+        "{} configuration file(s) of the server are not in the data directory, nor where they were, such as \"{first}\". \
+         With --config-dir DIRECTORY they come back too; or put them in their place",
+        missing.len()
+    ))
 }
 
 impl ServerConfiguration {

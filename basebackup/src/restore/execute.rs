@@ -16,9 +16,7 @@ use super::contents::damaged;
 use super::delta;
 use super::destination::Destination;
 use super::directories::{STAGED_CONTROL, early_name};
-use super::finish::{
-    Configuration, Manifest, SIGNAL_FILES, publish_control, write_manifest, write_settings, write_wal,
-};
+use super::finish::{Manifest, SIGNAL_FILES, publish_control, write_manifest, write_settings, write_wal};
 use super::selection::Selection;
 use super::write::{FileWriter, create_directories, create_file, create_files, footprint, settle, size};
 use crate::meter::{Meter, Pace, Requests};
@@ -72,12 +70,6 @@ pub enum Existing {
 pub struct Done {
     /// How many files could stay as they were.
     pub kept: usize,
-    /// What the configuration in the data directory has to say.
-    pub configuration: Configuration,
-    /// Whether the files that were elsewhere were restored as well.
-    pub is_configuration_placed: bool,
-    /// The command that starts the server.
-    pub start_command: String,
     /// The databases that were left out.
     pub left_out: Option<String>,
 }
@@ -122,24 +114,18 @@ pub(crate) async fn execute(work: Work, reporter: Reporter, requests: &Requests)
     let manifest = if work.selection.is_none() { Manifest::Written } else { Manifest::LeftAway };
     write_manifest(&archive, &work.backup, &destination, manifest).await?;
     let elsewhere = work.configuration.as_ref();
-    let configuration = write_settings(&work.backup, &destination, &work.settings, elsewhere, work.signal_file)?;
+    write_settings(&work.backup, &destination, &work.settings, elsewhere, work.signal_file)?;
     let meter = Arc::new(Meter::new("made durable", entries.iter().map(footprint).sum()));
     let settling = settle(&destination, &entries, &meter);
     meter.report_until(settling, reporter, work.pace, requests).await?;
     destination.directories().refuse_running_server()?;
     publish_control(&destination)?;
     // Last: with it a cluster of Debian's is known to others.
-    let (configuration, start_command) = match &work.configuration {
-        Some(elsewhere) => {
-            elsewhere.write(destination.owner)?;
-            let is_placed = configuration == Configuration::Elsewhere;
-            (if is_placed { Configuration::Placed } else { configuration }, elsewhere.start_command())
-        }
-        None => (configuration, format!("pg_ctl -D \"{}\" start", destination.directories().data.display())),
-    };
+    if let Some(elsewhere) = elsewhere {
+        elsewhere.write(destination.owner)?;
+    }
     let left_out = work.selection.as_ref().map(Selection::to_text);
-    let is_configuration_placed = work.configuration.is_some();
-    Ok(Done { kept, configuration, is_configuration_placed, start_command, left_out })
+    Ok(Done { kept, left_out })
 }
 
 /// A member that is written before all others.

@@ -137,7 +137,7 @@ pub(super) async fn write_wal(archive: &WalArchive, backup: &Backup, destination
     status_root.synchronize(&status)
 }
 
-/// Writes the recovery settings and the signal file. Returns where `postgresql.conf` is.
+/// Writes the recovery settings and the signal file.
 ///
 /// # Errors
 /// From the operating system.
@@ -147,7 +147,7 @@ pub(super) fn write_settings(
     settings: &[(String, String)],
     elsewhere: Option<&ServerConfiguration>,
     signal_file: &str,
-) -> Result<Configuration> {
+) -> Result<()> {
     let data = destination.data()?;
     let main = read(data, Path::new(MAIN))?;
     // An empty target takes another file's away, but only ahead of the real one: behind it, it would count as a second.
@@ -168,18 +168,7 @@ pub(super) fn write_settings(
         data.remove_file(Path::new(name))?;
     }
     put(destination, data, Path::new(signal_file), b"")?;
-    Ok(if main.is_some() { Configuration::Here } else { Configuration::Elsewhere })
-}
-
-/// Where `postgresql.conf` is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Configuration {
-    /// Not in the data directory: as in Debian, it was elsewhere.
-    Elsewhere,
-    /// It was elsewhere, and was restored as well.
-    Placed,
-    /// In the data directory.
-    Here,
+    Ok(())
 }
 
 /// The last step: from now on a server can start.

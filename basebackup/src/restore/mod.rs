@@ -80,6 +80,7 @@ struct Preparation {
     archiving: Archiving,
     settings: Vec<(String, String)>,
     configuration: Option<ServerConfiguration>,
+    start_command: String,
     selection: Option<Selection>,
     /// Why the directories must not be written into, which a plan is made for all the same.
     refusal: Option<Error>,
@@ -110,11 +111,10 @@ pub async fn restore(args: &RestoreArgs, config: &Config, reporter: Reporter) ->
     if args.dry_run {
         return Ok(());
     }
-    let (plan, directories, archiving) = (prepared.plan.clone(), prepared.directories.clone(), prepared.archiving);
+    let (plan, archiving, start_command) = (prepared.plan.clone(), prepared.archiving, prepared.start_command.clone());
     let done = execute(prepared.into_work(args)?, reporter, &requests).await?;
-    advice::warn(&plan, &done, &directories, reporter);
     match args.format {
-        Format::Text => print(&advice::next_steps(&plan, &done, archiving, begun.elapsed())),
+        Format::Text => print(&advice::next_steps(&plan, &done, &start_command, archiving, begun.elapsed())),
         Format::Json => Ok(()),
     }
 }
@@ -214,6 +214,12 @@ async fn prepare(args: &RestoreArgs, config: &Config) -> Result<Preparation> {
     let spaces = spaces(&directories, entries.iter(), is_left_out, kept_wal, &replaced)?;
     let has_own = entries.iter().any(|entry| entry.path.as_bytes() == b"postgresql.conf");
     let configuration = configuration::prepare(args, &archive, backup, &directories, has_own).await?;
+    let start_command = match &configuration {
+        Some(configuration) => configuration.start_command(),
+        None => configuration::start_command(backup, &directories.data, has_own, same_place),
+    };
+    let missing = configuration::missing(backup, &directories.data, &entries, same_place);
+    plan.warnings.extend(missing.filter(|_| configuration.is_none()));
     let ownership = if rustix::process::geteuid().is_root() {
         owner::decide(&backup.owner, &Accounts::read(), owner::surroundings(&directories.data))
     } else {
@@ -229,6 +235,7 @@ async fn prepare(args: &RestoreArgs, config: &Config) -> Result<Preparation> {
         archiving,
         settings,
         configuration,
+        start_command,
         selection,
         refusal,
     })

@@ -65,7 +65,7 @@ fn a_standby_archives_beside_a_primary_that_knows_nothing_of_it() {
         options.configure("archive_mode = on").configure("archive_command = 'true'")
     });
     place
-        .sh("pg_basebackup -R -D /srv/standby -c fast -X stream
+        .sh("pg_basebackup -R -D /srv/standby -c fast -X stream; configure /srv/standby
              pg_ctl -s -w -D /srv/standby -o '-p 5433' -l /srv/standby.log start")
         .expect_code(0);
     let mut section = Section::read("moving.md", "Or from a standby");

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use walkeep_tests::binaries;
-use walkeep_tests::cluster::{Cluster, Options, bin_directory, program};
+use walkeep_tests::cluster::{Cluster, Options, bin_directory, program, setting};
 use walkeep_tests::repository::Repository;
 use walkeep_tests::run::{Finished, Run};
 use walkeep_tests::scratch::Scratch;
@@ -43,13 +43,22 @@ impl Place {
         let [home, srv, shims] = ["home", "srv", "shims"].map(|name| scratch.create_private(name));
         // What keeps a server waiting for the next try is of no interest here.
         let options = options(Cluster::options().segment_size(1)).configure("wal_retrieve_retry_interval = '200ms'");
-        let server = options.create();
+        let mut server = options.create();
+        // As Debian has it.
+        let etc = server.scratch().create_private("etc");
+        server.move_configuration(&etc);
+        server.configure(&[setting("external_pid_file", &etc.join("main.pid").display().to_string())]);
         let socket = server.socket_directory().display().to_string();
         server.configure(&[format!("unix_socket_directories = '{socket}'")]);
         let data = server.data().display().to_string();
         executable(&shims, "sudo", "while :; do case $1 in -u) shift 2;; -*) shift;; *) exec \"$@\";; esac; done");
         let log = server.scratch().path().join("log");
-        executable(&shims, "systemctl", &format!("exec pg_ctl -s -w -D {data} -l {} \"$1\"", log.display()));
+        executable(&shims, "systemctl", &format!("exec pg_ctl -s -w -D {} -l {} \"$1\"", etc.display(), log.display()));
+
+        // A server beside it that was made by hand has the configuration in its data directory.
+        let copy =
+            "cp ETC/pg_*.conf \"$1\"; grep -v -e _file -e data_directory ETC/postgresql.conf >\"$1\"/postgresql.conf";
+        executable(&shims, "configure", &copy.replace("ETC", &etc.display().to_string()));
 
         let programs = binaries::archive_push().parent().unwrap().display().to_string();
         let path = [shims.display().to_string(), programs, bin_directory().display().to_string()].join(":");
@@ -64,6 +73,7 @@ impl Place {
         }
         let mut replacements = vec![
             ("/var/lib/postgresql/15/main".to_owned(), data),
+            ("/etc/postgresql/15/main".to_owned(), etc.display().to_string()),
             ("/srv/".to_owned(), format!("{}/", srv.display())),
             ("/etc/walkeep/walkeep.toml".to_owned(), repository.configuration().display().to_string()),
         ];

@@ -135,7 +135,7 @@ fn a_conflict_is_settled_on_either_side() {
     let mut place = keeping();
     with_backup(&place, 1);
     place
-        .sh("pg_basebackup -D /srv/copy -c fast -X stream
+        .sh("pg_basebackup -D /srv/copy -c fast -X stream; configure /srv/copy
          pg_ctl -s -w -D /srv/copy -o '-p 5434' -l /srv/copy.log start")
         .expect_code(0);
     // The copy is first.
@@ -193,8 +193,8 @@ fn a_damaged_segment_is_replaced_and_recovery_goes_on() {
     let key = place.repository.find(&format!("{}.zst", names[1]));
     place.repository.flip_bit(&key, 640);
     place.set("SEGMENT", &names[1]);
-    place.sh("basebackup restore -D /srv/restored").expect_code(0);
-    let started = place.sh("pg_ctl -D /srv/restored -o '-p 5433' -l /srv/restored.log start");
+    place.sh("basebackup restore -D /srv/restored --config-dir /srv/restored.conf").expect_code(0);
+    let started = place.sh("pg_ctl -D /srv/restored.conf -o '-p 5433' -l /srv/restored.log start");
     assert_ne!(started.code(), 0, "{started}");
 
     let mut section = Section::read("runbook.md", "A damaged segment");
@@ -205,7 +205,7 @@ fn a_damaged_segment_is_replaced_and_recovery_goes_on() {
     let said = section.run(&place);
     section.expect_of(&place, &said);
     section.end();
-    place.sh("pg_ctl -D /srv/restored -o '-p 5433' -l /srv/restored.log start").expect_code(0);
+    place.sh("pg_ctl -D /srv/restored.conf -o '-p 5433' -l /srv/restored.log start").expect_code(0);
     place.wait_for(5433, "select pg_is_in_recovery()", "f");
 }
 
@@ -237,8 +237,8 @@ fn a_damaged_backup_is_replaced_and_an_older_one_serves() {
 fn a_recovery_that_is_slow_can_be_watched() {
     let place = keeping();
     with_backup(&place, 3);
-    place.sh("basebackup restore -D /srv/restored --target=immediate").expect_code(0);
-    place.sh("pg_ctl -D /srv/restored -o '-p 5433' -l /srv/restored.log start").expect_code(0);
+    place.sh("basebackup restore -D /srv/restored --config-dir /srv/restored.conf --target=immediate").expect_code(0);
+    place.sh("pg_ctl -D /srv/restored.conf -o '-p 5433' -l /srv/restored.log start").expect_code(0);
     let mut section = Section::read("runbook.md", "Recovery takes too long");
     let said = section.run(&place);
     section.expect_of(&place, &said);
