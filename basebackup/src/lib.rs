@@ -13,6 +13,7 @@ pub mod accounts;
 pub mod args;
 pub mod catalog;
 pub mod check;
+pub mod cluster;
 pub mod configuration;
 pub mod drill;
 pub mod expire;

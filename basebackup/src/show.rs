@@ -9,6 +9,7 @@ use walkeep_common::repository::backup::Backup;
 use walkeep_common::repository::layout::BackupId;
 
 use crate::catalog::{Catalog, archives};
+use crate::cluster::ClusterArgs;
 use crate::list::{READ_PATIENCE, time};
 use crate::output::{Format, bytes, print, print_json};
 
@@ -17,9 +18,9 @@ use crate::output::{Format, bytes, print, print_json};
 pub struct ShowArgs {
     /// The backup's id, or latest
     pub id: String,
-    /// Only in the cluster with this system identifier
-    #[arg(long, value_name = "NUMBER")]
-    pub system_identifier: Option<u64>,
+    /// Which cluster
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
     /// Form of the output
     #[arg(long, value_name = "text|json", default_value = "text", hide_possible_values = true)]
     pub format: Format,
@@ -44,7 +45,7 @@ async fn find(args: &ShowArgs, config: &Config) -> Result<Backup> {
     };
     let mut newest: Option<Backup> = None;
     let mut failure = Error::new(Kind::NotFound, "there are no base backups").hint("Take one with: basebackup take.");
-    for archive in archives(config, args.system_identifier, READ_PATIENCE).await? {
+    for archive in archives(config, args.cluster.identifier()?, READ_PATIENCE).await? {
         let mut catalog = Catalog::load(&archive).await?;
         if let Some(id) = &wanted {
             match catalog.find(id) {

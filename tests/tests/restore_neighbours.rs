@@ -4,13 +4,14 @@
 use std::fs;
 use std::path::Path;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use walkeep_tests::binaries;
 use walkeep_tests::cluster::{Cluster, StopMode};
 use walkeep_tests::repository::Repository;
 use walkeep_tests::run::{Run, tool};
 use walkeep_tests::user;
 use walkeep_tests::wait::{SOON, until};
+use walkeep_tests::worker;
 
 use crate::site::{Place, archiving, basebackup, take, verify, wait_until_open};
 
@@ -111,11 +112,18 @@ fn wal_that_is_in_no_archive_is_not_lost_with_its_directory() {
     let mut server = archiving(&repository).start();
     server.sql("create table t as select generate_series(1, 1000) n");
     take(&repository, &server);
+    // Nor must a worker that is still there from the backup push ahead.
+    for process in worker::of(server.data()) {
+        kill_process(Pid::from_raw(process).unwrap(), Signal::KILL).ok();
+    }
     server.configure(&["archive_command = 'false'"]);
     server.reload();
+    server.wait_for("show archive_command", "false");
+    // The archiver reads it before it takes the next file; it may be at one now.
+    server.finish_segment();
+    server.wait_for("select failed_count > 0 from pg_stat_archiver", "t");
     server.sql("insert into t select 1");
     let name = server.finish_segment();
-    server.wait_for("select failed_count > 0 from pg_stat_archiver", "t");
     server.kill();
     let data = server.data().to_owned();
     let restoring =
@@ -126,11 +134,22 @@ fn wal_that_is_in_no_archive_is_not_lost_with_its_directory() {
     let standby = restoring(&["--standby", "--dry-run"]);
     standby.expect_code(0).expect_stderr(&["WARNING", &name, "is lost with this restore"]);
     // As the hint says.
-    push(&repository, &data, &name);
+    for waiting in waiting(&data) {
+        push(&repository, &data, &waiting);
+    }
     restoring(&[]).expect_code(0);
     server.start();
     wait_until_open(&server);
     assert_eq!(server.sql(ROWS), "1001");
+}
+
+/// The files that wait to be archived.
+fn waiting(data: &Path) -> Vec<String> {
+    let entries = fs::read_dir(data.join("pg_wal/archive_status")).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut waiting: Vec<String> = names.filter_map(|name| name.strip_suffix(".ready").map(str::to_owned)).collect();
+    waiting.sort();
+    waiting
 }
 
 fn push(repository: &Repository, data: &Path, name: &str) {

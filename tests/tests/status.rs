@@ -595,3 +595,29 @@ fn words(text: &str) -> BTreeSet<String> {
     let names = words.filter(|word| word.starts_with("walkeep_") && *word != "walkeep_");
     names.map(str::to_owned).collect()
 }
+
+#[test]
+fn servers_that_share_a_name_in_the_repository_are_told_apart_by_their_directories() {
+    let repository = Repository::directory();
+    let servers = [(); 2].map(|()| archiving(&repository).start());
+    let ids = [&servers[0], &servers[1]].map(|server| take(&repository, server));
+    let named = |server: &Cluster, words: &[&str]| {
+        let said = basebackup(&repository, words).arg("--server").arg(server.data()).finish();
+        said.expect_code(0).stdout.clone()
+    };
+    let mut samples = Vec::new();
+    for (server, id) in servers.iter().zip(&ids) {
+        let page = named(server, &["status", "--format", "prometheus"]);
+        expect_clean(&page);
+        assert!(page.contains(&server.system_identifier().to_string()));
+        let lines = page.lines().filter(|line| !line.starts_with('#'));
+        samples.extend(lines.map(|line| line.rsplit_once(' ').unwrap().0.to_owned()));
+        assert!(named(server, &["show", "latest"]).contains(id));
+        assert!(named(server, &["verify"]).contains(&server.system_identifier().to_string()));
+        assert!(named(server, &["drill"]).contains(id));
+    }
+    let all = samples.len();
+    samples.sort();
+    samples.dedup();
+    assert_eq!(samples.len(), all, "a sample is in both pages");
+}

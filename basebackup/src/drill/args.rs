@@ -9,6 +9,7 @@ use walkeep_common::config::parse_duration;
 use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::repository::layout::BackupId;
 
+use crate::cluster::ClusterArgs;
 use crate::output::Format;
 
 /// Options of `basebackup drill`.
@@ -66,9 +67,9 @@ pub struct DrillArgs {
     /// Tell the progress every second where standard error is no terminal
     #[arg(short = 'P', long)]
     pub progress: bool,
-    /// Only from the cluster with this system identifier
-    #[arg(long, value_name = "NUMBER")]
-    pub system_identifier: Option<u64>,
+    /// Which cluster
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
     /// Form of the output
     #[arg(long, value_name = "text|json", default_value = "text", hide_possible_values = true)]
     pub format: Format,

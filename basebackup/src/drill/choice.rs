@@ -25,7 +25,7 @@ use crate::restore::time::Moment;
 /// `NotFound`, `Refused`, `Unavailable`.
 pub(super) async fn find(args: &DrillArgs, config: &Config, patience: Patience) -> Result<(WalArchive, Catalog)> {
     let mut found: Option<(WalArchive, Catalog)> = None;
-    for archive in archives(config, args.system_identifier, patience).await? {
+    for archive in archives(config, args.cluster.identifier()?, patience).await? {
         let catalog = Catalog::load(&archive).await?;
         let newest = |catalog: &Catalog| catalog.backups.last().map(|backup| backup.stop_time);
         let is_meant = match &args.backup {

@@ -20,6 +20,7 @@ use walkeep_common::wal_archive::inventory::Inventory;
 
 pub use self::windows::{Window, windows};
 use crate::catalog::{Catalog, archives};
+use crate::cluster::ClusterArgs;
 use crate::output::{Format, bytes, print, print_json, table};
 use crate::pins::{Pin, Pins};
 
@@ -29,9 +30,9 @@ pub const READ_PATIENCE: Patience = Patience::For(Duration::from_secs(60));
 /// Options of `basebackup list`.
 #[derive(Debug, Clone, Args)]
 pub struct ListArgs {
-    /// Only the cluster with this system identifier
-    #[arg(long, value_name = "NUMBER")]
-    pub system_identifier: Option<u64>,
+    /// Which cluster
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
     /// Form of the output
     #[arg(long, value_name = "text|json", default_value = "text", hide_possible_values = true)]
     pub format: Format,
@@ -94,7 +95,7 @@ struct WindowSummary {
 /// `NotFound` if there is nothing; `Refused`; `Unavailable`. What is damaged is listed as such.
 pub async fn list(args: &ListArgs, config: &Config) -> Result<()> {
     let mut clusters = Vec::new();
-    for archive in archives(config, args.system_identifier, READ_PATIENCE).await? {
+    for archive in archives(config, args.cluster.identifier()?, READ_PATIENCE).await? {
         clusters.push(summarize(&archive).await?);
     }
     match args.format {

@@ -26,7 +26,7 @@ use self::archived::ClusterStatus;
 use self::server::ServerStatus;
 use crate::catalog::archives;
 use crate::output::{print, to_json};
-use crate::session::conninfo::{ConnectionArgs, ConnectionParameters, Environment};
+use crate::session::conninfo::{ConnectionArgs, ConnectionParameters, Environment, system_identifier_of};
 
 /// How long a request is tried again: who asks every few minutes is told soon that there is no answer.
 const PATIENCE: Patience = Patience::For(Duration::from_secs(30));
@@ -69,6 +69,9 @@ struct Status {
     measured: Timestamp,
     repository: RepositoryStatus,
     server: ServerStatus,
+    /// The cluster that it is all about, if a server of this host was named.
+    #[serde(skip)]
+    of_server: Option<u64>,
     clusters: Vec<ClusterStatus>,
 }
 
@@ -87,7 +90,11 @@ struct RepositoryStatus {
 /// work; `Refused` where the file cannot be written. That the server does not answer is none.
 pub async fn status(args: &StatusArgs, config: &Config) -> Result<()> {
     let parameters = ConnectionParameters::resolve(&args.connection, &Environment::of_process()?)?;
-    let (server, clusters) = tokio::join!(server::look(&parameters), clusters(args, config));
+    // Whoever may not read the server's files is told of all clusters there are.
+    let named = args.connection.server.as_deref();
+    let of_server = named.and_then(|server| system_identifier_of(server).ok());
+    let wanted = args.system_identifier.or(of_server);
+    let (server, clusters) = tokio::join!(server::look(&parameters), clusters(wanted, config));
     let (clusters, failure) = match clusters {
         Ok(clusters) => (clusters, None),
         Err(error) => (Vec::new(), Some(error)),
@@ -100,6 +107,7 @@ pub async fn status(args: &StatusArgs, config: &Config) -> Result<()> {
             problem: failure.as_ref().map(ToString::to_string),
         },
         server,
+        of_server,
         clusters,
     };
     for cluster in &mut status.clusters {
@@ -117,10 +125,10 @@ pub async fn status(args: &StatusArgs, config: &Config) -> Result<()> {
     failure.map_or(Ok(()), Err)
 }
 
-async fn clusters(args: &StatusArgs, config: &Config) -> Result<Vec<ClusterStatus>> {
+async fn clusters(wanted: Option<u64>, config: &Config) -> Result<Vec<ClusterStatus>> {
     let memory = HostMemory::look(config);
     let mut clusters = Vec::new();
-    for archive in archives(config, args.system_identifier, PATIENCE).await? {
+    for archive in archives(config, wanted, PATIENCE).await? {
         clusters.push(ClusterStatus::look(&archive, &memory).await?);
     }
     Ok(clusters)

@@ -65,10 +65,15 @@ const METRICS: [(&str, &str, &str); 34] = [
 pub(super) fn render(status: &Status) -> String {
     let mut page = Page::default();
     let of_cluster = Labels(vec![("cluster", status.repository.cluster.clone())]);
-    page.add("build_info", &Labels(vec![("version", env!("CARGO_PKG_VERSION").to_owned())]), 1_u64);
-    page.add("status_timestamp_seconds", &of_cluster, status.measured);
-    page.add("repository_up", &of_cluster, u64::from(status.repository.problem.is_none()));
-    page.add("server_up", &of_cluster, u64::from(status.server.facts.is_some()));
+    // Servers of one host may have the same name in the repository, and each has a page of its own.
+    let of_run = match status.of_server {
+        Some(system_identifier) => of_cluster.with("system_identifier", &system_identifier),
+        None => of_cluster.clone(),
+    };
+    page.add("build_info", &of_run.with("version", &env!("CARGO_PKG_VERSION")), 1_u64);
+    page.add("status_timestamp_seconds", &of_run, status.measured);
+    page.add("repository_up", &of_run, u64::from(status.repository.problem.is_none()));
+    page.add("server_up", &of_run, u64::from(status.server.facts.is_some()));
     if let Some(facts) = &status.server.facts {
         server(&mut page, &of_cluster, facts);
     }
@@ -154,6 +159,7 @@ fn proofs(page: &mut Page, labels: &Labels, cluster: &ClusterStatus) {
 #[derive(Default)]
 struct Page(Vec<(&'static str, String)>);
 
+#[derive(Clone)]
 struct Labels(Vec<(&'static str, String)>);
 
 /// A number as a sample has it; none where it is unknown.

@@ -35,6 +35,7 @@ pub use self::finding::{Finding, Lost, Span};
 pub(crate) use self::lost::needed;
 pub use self::memory::Verified;
 use crate::catalog::{Catalog, archives};
+use crate::cluster::ClusterArgs;
 use crate::list::segment_size;
 use crate::meter::{Meter, Pace, Requests};
 use crate::output::{Format, bytes, print, print_json};
@@ -70,9 +71,9 @@ pub struct VerifyArgs {
     /// Tell the progress every second where standard error is no terminal
     #[arg(short = 'P', long)]
     pub progress: bool,
-    /// Only the cluster with this system identifier
-    #[arg(long, value_name = "NUMBER")]
-    pub system_identifier: Option<u64>,
+    /// Which cluster
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
     /// Form of the output
     #[arg(long, value_name = "text|json", default_value = "text", hide_possible_values = true)]
     pub format: Format,
@@ -174,7 +175,7 @@ pub async fn verify(args: &VerifyArgs, config: &Config, reporter: Reporter) -> R
 /// The clusters that are meant: of one backup its own, otherwise all of this name.
 async fn clusters(args: &VerifyArgs, config: &Config) -> Result<Vec<(WalArchive, Catalog)>> {
     let mut found = Vec::new();
-    for archive in archives(config, args.system_identifier, PATIENCE).await? {
+    for archive in archives(config, args.cluster.identifier()?, PATIENCE).await? {
         let catalog = Catalog::load(&archive).await?;
         found.push((archive, catalog));
     }

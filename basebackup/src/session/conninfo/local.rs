@@ -1,9 +1,10 @@
 //! Servers of this host by name, as units of systemd and people know them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use walkeep_common::error::{Error, Kind, Result};
+use walkeep_common::postgres::control::ControlFile;
 
 /// How a server is reached.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,13 +42,28 @@ fn list() -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// Reads which cluster a server is of, whether it runs or not. Named as for [`find`].
+///
+/// # Errors
+/// `Usage` for a name that nothing has; from the operating system; `Invalid` if its `pg_control` cannot be used.
+pub fn system_identifier_of(name: &str) -> Result<u64> {
+    let directory = match name.split_once('/') {
+        Some((major, cluster)) if is_major(major) && !cluster.contains('/') => {
+            PathBuf::from(column_in(&list()?, major, cluster, 5)?)
+        }
+        _ => Path::new("/").join(name),
+    };
+    ControlFile::read(&directory).map(|control| control.system_identifier)
+}
+
 fn port_in(listing: &str, major: &str, cluster: &str) -> Result<String> {
-    let columns = listing.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let port = columns.into_iter().find_map(|columns| match columns.as_slice() {
-        [its_major, its_name, port, ..] if *its_major == major && *its_name == cluster => Some((*port).to_owned()),
-        _ => None,
-    });
-    port.ok_or_else(|| {
+    column_in(listing, major, cluster, 2)
+}
+
+fn column_in(listing: &str, major: &str, cluster: &str, column: usize) -> Result<String> {
+    let lines = listing.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let found = lines.into_iter().find(|line| line.starts_with(&[major, cluster]));
+    found.and_then(|line| line.get(column).map(|&text| text.to_owned())).ok_or_else(|| {
         Error::new(Kind::Usage, format!("there is no cluster {major}/{cluster} on this host"))
             .hint("pg_lsclusters shows all of them.")
     })

@@ -21,6 +21,7 @@ use walkeep_common::error::{Error, Kind, Result};
 
 pub use environment::Environment;
 use keywords::Keyword;
+pub use local::system_identifier_of;
 
 /// How long connecting may take where nothing is said. libpq waits for ever; a backup that hangs is noticed too late.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
