@@ -42,7 +42,7 @@ file "$manuals"/completions/bash/* -t "$root/usr/share/bash-completion/completio
 file "$manuals"/completions/zsh/* -t "$root/usr/share/zsh/$zsh"
 file "$manuals"/completions/fish/* -t "$root/usr/share/fish/vendor_completions.d"
 
-file README.md -t "$doc"
+file README.md common/FORMAT.md -t "$doc"
 compressed CHANGELOG.md "$doc/changelog.gz"
 file "$manuals/walkeep.cdx.json" -t "$doc"
 compressed "$manuals/third-party-licenses.txt" "$doc/third-party-licenses.txt.gz"
@@ -52,6 +52,9 @@ for directory in examples guides; do
         file "packaging/$path" "$doc/$path"
     done
 done
+# Links as they are there; figures of the benchmark stay with the sources.
+sed -i -e 's,](packaging/,](,g' -e 's,](common/,](,g' -e 's,\[\([^]]*\)\](bench/[^)]*),\1,g' "$doc/README.md"
+sed -i 's,](\.\./\.\./\(common/\)\?,](../,g' "$doc"/guides/*.md
 
 case $format in
     deb)

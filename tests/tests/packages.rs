@@ -135,6 +135,25 @@ fn every_command_has_a_manual_page_and_is_completed() {
 }
 
 #[test]
+fn links_in_the_installed_documents_lead_to_what_is_installed() {
+    let content = PACKAGES.get(Packages::build).unpacked();
+    let directory = content.path().join("usr/share/doc/walkeep");
+    let guides = fs::read_dir(directory.join("guides")).unwrap().map(|entry| entry.unwrap().path());
+    let mut followed = 0;
+    for document in guides.chain([directory.join("README.md"), directory.join("FORMAT.md")]) {
+        let text = fs::read_to_string(&document).unwrap();
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for link in links.filter(|link| !link.starts_with("http")) {
+            let path = link.split('#').next().unwrap();
+            let target = document.parent().unwrap().join(path);
+            assert!(path.is_empty() || target.exists(), "\"{link}\" in {}", document.display());
+            followed += 1;
+        }
+    }
+    assert!(followed > 20, "only {followed} links were found");
+}
+
+#[test]
 fn the_configuration_that_is_installed_sets_nothing_and_names_every_setting() {
     let file = fs::read_to_string(packaging("walkeep.toml")).unwrap();
     assert!(file.lines().all(|line| line.is_empty() || line.starts_with('#')), "something is set");

@@ -92,18 +92,14 @@ fn calls_archive_push(archive_command: &str) -> bool {
     })
 }
 
-/// Refuses a server that is not what was asked for.
-///
-/// # Errors
-/// `Invalid`.
-pub fn refuse_role(server: &Server, only_on: OnlyOn, target: &str) -> Result<()> {
+/// Why there is nothing to do: the server is not what was asked for. Nothing if it is.
+pub fn other_role(server: &Server, only_on: OnlyOn, target: &str) -> Option<String> {
     let (is, asked_for) = match only_on {
         OnlyOn::Primary if server.in_recovery => ("a standby", "primary"),
         OnlyOn::Standby if !server.in_recovery => ("a primary", "standby"),
-        _ => return Ok(()),
+        _ => return None,
     };
-    let message = format!("PostgreSQL at {target} is {is}, and --only-on={asked_for} was asked for");
-    Err(Error::new(Kind::Invalid, message).hint("Nothing was done."))
+    Some(format!("no backup is taken: PostgreSQL at {target} is {is}, and --only-on={asked_for} was asked for"))
 }
 
 /// A backup's record is text, and a restore must find the very directory.

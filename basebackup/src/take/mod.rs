@@ -68,7 +68,7 @@ const LAST_PUT: Duration = Duration::from_secs(10);
 /// How long the repository may be out of reach before anything has begun: somebody waits for the message.
 const FIRST_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Takes a backup and prints its id.
+/// Takes a backup and prints its id; nothing on a server that is not to be backed up.
 ///
 /// # Errors
 /// `Usage` for options that cannot work; `Refused` and `Invalid` for rights and settings that must change first;
@@ -92,7 +92,7 @@ pub async fn take(args: &TakeArgs, config: &Config, reporter: Reporter) -> Resul
     if let (Err(_), Some(store)) = (&taken, progress.store.get()) {
         store.remove_given_up().await;
     }
-    let backup = taken?;
+    let Some(backup) = taken? else { return Ok(()) };
     match args.format {
         Format::Json => print_json(&backup),
         Format::Text => print(&format!("{}\n", backup.id)),
@@ -120,14 +120,18 @@ fn recording_interrupted() -> Error {
         .hint("basebackup list shows whether it is there.")
 }
 
-/// Takes the backup.
-async fn run(args: &TakeArgs, config: &Config, reporter: Reporter, progress: &Progress) -> Result<Backup> {
+/// Takes the backup, unless this server is not one to take it from.
+async fn run(args: &TakeArgs, config: &Config, reporter: Reporter, progress: &Progress) -> Result<Option<Backup>> {
     check_label(&args.label)?;
     let parameters = ConnectionParameters::resolve(&args.connection, &Environment::of_process()?)?;
     let session = Session::connect(&parameters).await?;
     let server = session.server().await?;
+    if let Some(reason) = preflight::other_role(&server, args.only_on, session.target()) {
+        reporter.print(Severity::Info, &reason, None);
+        session.close().await;
+        return Ok(None);
+    }
     refuse_problems(preflight::check(&server), reporter)?;
-    preflight::refuse_role(&server, args.only_on, session.target())?;
     for doubt in preflight::doubts(&server) {
         reporter.error(Severity::Warning, &doubt);
     }
@@ -180,7 +184,7 @@ async fn run(args: &TakeArgs, config: &Config, reporter: Reporter, progress: &Pr
     let restore_point = restore_point(&session, &id, &started, reporter).await;
     let backup = job.complete(Facts { started, stopped, scan: &scan, restore_point }, listing).await?;
     session.close().await;
-    Ok(backup)
+    Ok(Some(backup))
 }
 
 /// Adds to bad pages whose they are.

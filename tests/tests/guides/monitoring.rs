@@ -12,7 +12,7 @@ fn how_things_stand_is_told_to_people_and_to_monitoring() {
     let place = Place::with(Repository::ceph(), |options| {
         options.archive_command("archive-push %p").configure("archive_timeout = '60s'").configure("fsync = on")
     });
-    place.sh("basebackup take; mkdir /srv/metrics").expect_code(0);
+    place.sh("basebackup take; mkdir /srv/walkeep/metrics").expect_code(0);
     place.server.wait_until_archived(&place.server.finish_segment());
 
     let mut section = Section::read("monitoring.md", "By hand");
@@ -24,7 +24,7 @@ fn how_things_stand_is_told_to_people_and_to_monitoring() {
 
     let mut section = Section::read("monitoring.md", "Prometheus");
     section.run(&place);
-    let metrics = fs::read_to_string(place.path("/srv/metrics/walkeep.prom")).unwrap();
+    let metrics = fs::read_to_string(place.path("/srv/walkeep/metrics/walkeep.prom")).unwrap();
     assert!(metrics.contains("walkeep_repository_up{cluster=\"main\"} 1"), "{metrics}");
     section.next("text");
     section.end();

@@ -20,9 +20,9 @@ fn both_archivers_get_every_segment_until_the_old_one_is_cut_off() {
     let mut place = Place::with(Repository::directory(), |options| {
         options.configure("archive_mode = on").configure("archive_command = 'false'")
     });
-    place.sh("mkdir -m 700 /srv/old").expect_code(0);
-    let old = place.path("/srv/old/");
-    place.replace(OLD, "cp %p /srv/old/%f");
+    place.sh("mkdir -m 700 /srv/walkeep/old").expect_code(0);
+    let old = place.path("/srv/walkeep/old/");
+    place.replace(OLD, "cp %p /srv/walkeep/old/%f");
     let stored = |name: &str| old.join(name).exists();
 
     let mut section = Section::read("moving.md", "Both archivers in one command");
@@ -65,8 +65,8 @@ fn a_standby_archives_beside_a_primary_that_knows_nothing_of_it() {
         options.configure("archive_mode = on").configure("archive_command = 'true'")
     });
     place
-        .sh("pg_basebackup -R -D /srv/standby -c fast -X stream; configure /srv/standby
-             pg_ctl -s -w -D /srv/standby -o '-p 5433' -l /srv/standby.log start")
+        .sh("pg_basebackup -R -D /srv/walkeep/standby -c fast -X stream; configure /srv/walkeep/standby
+             pg_ctl -s -w -D /srv/walkeep/standby -o '-p 5433' -l /srv/walkeep/standby.log start")
         .expect_code(0);
     let mut section = Section::read("moving.md", "Or from a standby");
     place.server.finish_segment();

@@ -1,4 +1,4 @@
-//! A host as the guides describe it: a cluster `15/main`, a repository, the directory `/srv`, `sudo` and `systemctl`.
+//! A host as the guides describe it: a cluster `15/main`, a repository, the directory `/srv/walkeep`, `sudo` and `systemctl`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -74,7 +74,7 @@ impl Place {
         let mut replacements = vec![
             ("/var/lib/postgresql/15/main".to_owned(), data),
             ("/etc/postgresql/15/main".to_owned(), etc.display().to_string()),
-            ("/srv/".to_owned(), format!("{}/", srv.display())),
+            ("/srv/walkeep/".to_owned(), format!("{}/", srv.display())),
             ("/etc/walkeep/walkeep.toml".to_owned(), repository.configuration().display().to_string()),
         ];
         if let Some(directory) = repository.url().strip_prefix("file://") {

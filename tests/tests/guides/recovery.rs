@@ -66,7 +66,7 @@ fn a_dropped_table_comes_back_by_the_guide() {
     let mut section = Section::read("point-in-time-recovery.md", "Try it dry");
     let said = section.run(&place);
     section.expect_of(&place, &said);
-    assert!(!place.path("/srv/restored").exists());
+    assert!(!place.path("/srv/walkeep/restored").exists());
     section.end();
 
     let mut section = Section::read("point-in-time-recovery.md", "Restore beside");
@@ -147,8 +147,8 @@ fn drills_by_the_guide_leave_the_evidence_it_promises() {
     place.server.wait_until_archived(&place.server.finish_segment());
 
     let mut section = Section::read("drills.md", "Write down the rule");
-    place.sh("mkdir /srv/drill").expect_code(0);
-    let file = place.path("/srv/drill/orders.sql");
+    place.sh("mkdir /srv/walkeep/drill").expect_code(0);
+    let file = place.path("/srv/walkeep/drill/orders.sql");
     fs::write(&file, section.next("sql")).unwrap();
     user::give(&file);
     section.end();
@@ -165,10 +165,10 @@ fn drills_by_the_guide_leave_the_evidence_it_promises() {
 
     let mut section = Section::read("drills.md", "What to hand over");
     section.run(&place);
-    let sums = fs::read_to_string(place.path("/srv/evidence/SHA256SUMS")).unwrap();
+    let sums = fs::read_to_string(place.path("/srv/walkeep/evidence/SHA256SUMS")).unwrap();
     assert_eq!(sums.lines().count(), 3, "two records and a page\n{sums}");
     section.run(&place);
-    let record = fs::read_to_string(place.path("/srv/evidence/now.json")).unwrap();
+    let record = fs::read_to_string(place.path("/srv/walkeep/evidence/now.json")).unwrap();
     let record: serde_json::Value = serde_json::from_str(&record).unwrap();
     assert_eq!(record["verdict"], "passed");
     section.end();

@@ -135,8 +135,8 @@ fn a_conflict_is_settled_on_either_side() {
     let mut place = keeping();
     with_backup(&place, 1);
     place
-        .sh("pg_basebackup -D /srv/copy -c fast -X stream; configure /srv/copy
-         pg_ctl -s -w -D /srv/copy -o '-p 5434' -l /srv/copy.log start")
+        .sh("pg_basebackup -D /srv/walkeep/copy -c fast -X stream; configure /srv/walkeep/copy
+         pg_ctl -s -w -D /srv/walkeep/copy -o '-p 5434' -l /srv/walkeep/copy.log start")
         .expect_code(0);
     // The copy is first.
     let name = place.sql(5434, "create table theirs (); select pg_walfile_name(pg_current_wal_insert_lsn())");
@@ -153,9 +153,10 @@ fn a_conflict_is_settled_on_either_side() {
     section.expect_said(&place, &place.server.log()[since..]);
     section.run(&place);
     // On the copy.
-    let commands = section
-        .next("sh")
-        .replace("sudo systemctl restart postgresql@15-main", "pg_ctl -s -w -D /srv/copy -l /srv/copy.log restart");
+    let commands = section.next("sh").replace(
+        "sudo systemctl restart postgresql@15-main",
+        "pg_ctl -s -w -D /srv/walkeep/copy -l /srv/walkeep/copy.log restart",
+    );
     place.sh(&format!("export PGPORT=5434\n{commands}")).expect_code(0);
     assert_eq!(place.sql(5434, "show archive_mode"), "off");
     place.set("SEGMENT", &name);
@@ -173,7 +174,7 @@ fn a_hole_is_filled_from_pg_wal_or_lived_with() {
     place.set("SEGMENT", &names[1]);
 
     let mut section = Section::read("runbook.md", "A hole in the archive");
-    let refused = place.sh("basebackup restore -D /srv/none");
+    let refused = place.sh("basebackup restore -D /srv/walkeep/none");
     section.expect_of(&place, &refused);
     let said = section.try_run(&place);
     said.expect_code(4);
@@ -182,7 +183,7 @@ fn a_hole_is_filled_from_pg_wal_or_lived_with() {
     place.repository.delete(&place.repository.find(&format!("{}.zst", names[1])));
     section.run(&place);
     section.run(&place);
-    assert!(place.path("/srv/restored/recovery.signal").exists());
+    assert!(place.path("/srv/walkeep/restored/recovery.signal").exists());
     section.end();
 }
 
@@ -193,19 +194,19 @@ fn a_damaged_segment_is_replaced_and_recovery_goes_on() {
     let key = place.repository.find(&format!("{}.zst", names[1]));
     place.repository.flip_bit(&key, 640);
     place.set("SEGMENT", &names[1]);
-    place.sh("basebackup restore -D /srv/restored --config-dir /srv/restored.conf").expect_code(0);
-    let started = place.sh("pg_ctl -D /srv/restored.conf -o '-p 5433' -l /srv/restored.log start");
+    place.sh("basebackup restore -D /srv/walkeep/restored --config-dir /srv/walkeep/restored.conf").expect_code(0);
+    let started = place.sh("pg_ctl -D /srv/walkeep/restored.conf -o '-p 5433' -l /srv/walkeep/restored.log start");
     assert_ne!(started.code(), 0, "{started}");
 
     let mut section = Section::read("runbook.md", "A damaged segment");
-    section.expect_said(&place, &fs::read_to_string(place.path("/srv/restored.log")).unwrap());
+    section.expect_said(&place, &fs::read_to_string(place.path("/srv/walkeep/restored.log")).unwrap());
     section.run(&place);
-    let hole = place.sh("basebackup restore -D /srv/none --until-hole --dry-run");
+    let hole = place.sh("basebackup restore -D /srv/walkeep/none --until-hole --dry-run");
     assert!(hole.expect_code(0).stdout.contains(&format!("for \"{}\" is missing", names[1])), "{hole}");
     let said = section.run(&place);
     section.expect_of(&place, &said);
     section.end();
-    place.sh("pg_ctl -D /srv/restored.conf -o '-p 5433' -l /srv/restored.log start").expect_code(0);
+    place.sh("pg_ctl -D /srv/walkeep/restored.conf -o '-p 5433' -l /srv/walkeep/restored.log start").expect_code(0);
     place.wait_for(5433, "select pg_is_in_recovery()", "f");
 }
 
@@ -237,8 +238,10 @@ fn a_damaged_backup_is_replaced_and_an_older_one_serves() {
 fn a_recovery_that_is_slow_can_be_watched() {
     let place = keeping();
     with_backup(&place, 3);
-    place.sh("basebackup restore -D /srv/restored --config-dir /srv/restored.conf --target=immediate").expect_code(0);
-    place.sh("pg_ctl -D /srv/restored.conf -o '-p 5433' -l /srv/restored.log start").expect_code(0);
+    place
+        .sh("basebackup restore -D /srv/walkeep/restored --config-dir /srv/walkeep/restored.conf --target=immediate")
+        .expect_code(0);
+    place.sh("pg_ctl -D /srv/walkeep/restored.conf -o '-p 5433' -l /srv/walkeep/restored.log start").expect_code(0);
     let mut section = Section::read("runbook.md", "Recovery takes too long");
     let said = section.run(&place);
     section.expect_of(&place, &said);

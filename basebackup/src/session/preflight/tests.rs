@@ -185,6 +185,6 @@ fn a_server_of_the_other_kind_is_refused() {
         (&good(), OnlyOn::Primary, false),
         (&good(), OnlyOn::Standby, true),
     ] {
-        assert_eq!(refuse_role(server, only_on, "here").is_err(), refused, "{only_on:?}");
+        assert_eq!(other_role(server, only_on, "here").is_some(), refused, "{only_on:?}");
     }
 }
