@@ -46,6 +46,7 @@ impl Site {
             &shared,
             "max_connections = 37",
             "port = 5499",
+            &setting("hba_file", etc.join("15/../15/main/pg_hba.conf").to_str().unwrap()),
         ]);
         cluster.start();
         cluster.sql("create table t (i int); insert into t values (42)");

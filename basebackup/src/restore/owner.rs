@@ -33,7 +33,7 @@ pub fn decide(recorded: &Owner, accounts: &Accounts, surroundings: FileOwner) ->
     let name = |name: Option<&str>, id: u32| name.map_or_else(|| id.to_string(), str::to_owned);
     let warning = format!(
         "user \"{}\" or group \"{}\", who owned the backup's files, is not known here: they go to the owner of the \
-         directory above, user {}, group {}",
+         directory or of the one above, user {}, group {}",
         name(recorded.user.as_deref(), recorded.uid),
         name(recorded.group.as_deref(), recorded.gid),
         surroundings.uid.as_raw(),
@@ -42,9 +42,10 @@ pub fn decide(recorded: &Owner, accounts: &Accounts, surroundings: FileOwner) ->
     Ownership { owner: Some(surroundings), warning: Some(warning) }
 }
 
-/// The owner of the nearest directory above `path` that exists.
+/// The owner of `path`, if it was made for somebody, else of the nearest directory above that exists.
 pub fn surroundings(path: &Path) -> FileOwner {
-    let found = path.ancestors().skip(1).find_map(|directory| fs::metadata(directory).ok());
+    let own = fs::metadata(path).ok().filter(|metadata| metadata.uid() != 0);
+    let found = own.or_else(|| path.ancestors().skip(1).find_map(|directory| fs::metadata(directory).ok()));
     let (uid, gid) = found.map_or((0, 0), |metadata| (metadata.uid(), metadata.gid()));
     FileOwner { uid: Uid::from_raw(uid), gid: Gid::from_raw(gid) }
 }

@@ -8,6 +8,8 @@ use std::str::FromStr;
 use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::repository::backup::Tablespace;
 
+use super::real_path;
+
 /// One `OLDDIR=NEWDIR`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mapping {
@@ -114,7 +116,9 @@ pub fn place(
 }
 
 fn refuse_overlap(directory: &Path, other: &Path) -> Result<()> {
-    if !directory.starts_with(other) && !other.starts_with(directory) {
+    // Links may lead from one into the other.
+    let (real, real_other) = (real_path(directory)?, real_path(other)?);
+    if !real.starts_with(&real_other) && !real_other.starts_with(&real) {
         return Ok(());
     }
     Err(Error::new(

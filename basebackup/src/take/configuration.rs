@@ -1,5 +1,7 @@
 //! The server's configuration files that the data directory does not hold: kept with the backup.
 
+use std::path::{Path, PathBuf};
+
 use sha2::{Digest as _, Sha256};
 use walkeep_common::cli::Severity;
 use walkeep_common::error::{Error, Kind, Result};
@@ -8,7 +10,7 @@ use walkeep_common::wal_object::encode::hexadecimal;
 
 use super::{Job, finish, owner};
 use crate::accounts::Accounts;
-use crate::configuration::find::{Roots, find};
+use crate::configuration::find::{Roots, find, resolve};
 use crate::configuration::stored::{OBJECT, pack};
 
 impl Job<'_> {
@@ -18,10 +20,14 @@ impl Job<'_> {
     /// `Refused` or `Unavailable`.
     pub(super) async fn store_configuration(&self) -> Result<Option<Configuration>> {
         let settings = &self.server.settings;
+        // Before 15 the server tells them as they were given, ".." included.
+        let plain = |path: &Option<PathBuf>| path.as_deref().map(|path| resolve(Path::new("/"), path));
+        let [config_file, hba_file, ident_file] =
+            [&settings.config_file, &settings.hba_file, &settings.ident_file].map(plain);
         let roots = Roots {
-            config_file: settings.config_file.as_deref(),
-            hba_file: settings.hba_file.as_deref(),
-            ident_file: settings.ident_file.as_deref(),
+            config_file: config_file.as_deref(),
+            hba_file: hba_file.as_deref(),
+            ident_file: ident_file.as_deref(),
         };
         let found = find(roots, self.data_directory);
         for problem in &found.problems {
@@ -36,7 +42,7 @@ impl Job<'_> {
             .map_err(|error| Error::new(Kind::Internal, "could not write the configuration files").caused_by(error))?;
         let object = StoredObject { size: bytes.len() as u64, sha256: hexadecimal(&Sha256::digest(&bytes)) };
         finish::put(self.archive, self.id, OBJECT, bytes.into()).await?;
-        let text = |path: Option<&std::path::Path>| path.map(|path| path.display().to_string()).unwrap_or_default();
+        let text = |path: Option<&Path>| path.map(|path| path.display().to_string()).unwrap_or_default();
         Ok(Some(Configuration {
             object,
             config_file: text(roots.config_file),
