@@ -53,7 +53,7 @@ fn a_copy_beside_its_original_does_not_recover_into_the_original_s_new_tablespac
     for words in [&[][..], &to_lsn, &["--dry-run"]] {
         let place = Place::new();
         let refused = place.restoring(&repository, words).finish();
-        refused.expect_code(1).expect_stderr(&["was created after the backup", "HINT: Recover to a time before"]);
+        refused.expect_code(1).expect_stderr(&["was created after the backup", "recover to a time before"]);
         assert!(place.is_untouched());
     }
     let place = Place::new();
@@ -78,6 +78,23 @@ fn recovery_in_place_makes_a_later_tablespace_anew() {
     let version = fs::read_dir(&space).unwrap().next().unwrap().unwrap().path();
     fs::rename(&version, version.with_extension("away")).unwrap();
     basebackup(&repository, &words).finish().expect_code(0);
+    server.start();
+    wait_until_open(&server);
+    assert_eq!(server.sql(ROWS), "1000");
+}
+
+#[test]
+fn recovery_in_the_old_place_does_not_use_what_the_directory_that_was_moved_away_has_left() {
+    let Later { repository, mut server, space, lsn, .. } = Later::start();
+    server.stop(StopMode::Fast);
+    let data = server.data().to_owned();
+    fs::rename(&data, data.with_extension("damaged")).unwrap();
+    let words = ["--target-lsn", &lsn, "--target-action=promote", "-D"];
+    let restoring = || basebackup(&repository, &["restore"]).args(words).arg(&data).finish();
+    restoring().expect_code(1).expect_stderr(&["data.damaged", "If no server needs it, move that directory away"]);
+    let version = fs::read_dir(&space).unwrap().next().unwrap().unwrap().path();
+    fs::rename(&version, version.with_extension("away")).unwrap();
+    restoring().expect_code(0);
     server.start();
     wait_until_open(&server);
     assert_eq!(server.sql(ROWS), "1000");

@@ -75,19 +75,25 @@ pub(super) fn refuse_later_tablespaces(plan: &Plan, directories: &Directories) -
         let hint = "Move that directory away: recovery makes a new one.";
         return Err(Error::new(Kind::Conflict, message).hint(hint));
     }
-    let Some(original) = original(backup, directories) else { return Ok(()) };
-    let Some(Later { oid, directory, created }) = later_tablespace(&original, backup, before) else { return Ok(()) };
-    let message = format!(
-        "tablespace {oid} of the cluster in \"{}\" was created after the backup, and recovery would write into its \
-         directory \"{}\"",
-        original.display(),
-        directory.display()
-    );
-    let hint = format!(
-        "Recover to a time before {}, take a newer backup and restore that, or restore on another host.",
-        created.strftime("%F %T UTC")
-    );
-    Err(Error::new(Kind::Conflict, message).hint(hint))
+    // The server of the backup, or what was moved away from its place.
+    let beside = directories.data.parent().and_then(|around| fs::read_dir(around).ok()).into_iter().flatten().flatten();
+    let beside = beside.map(|entry| entry.path()).filter(|path| *path != directories.data);
+    for other in original(backup, directories).into_iter().chain(beside) {
+        let Some(Later { oid, directory, created }) = later_tablespace(&other, backup, before) else { continue };
+        let message = format!(
+            "tablespace {oid} of the cluster in \"{}\" was created after the backup, and recovery would write into its \
+             directory \"{}\"",
+            other.display(),
+            directory.display()
+        );
+        let hint = format!(
+            "If no server needs it, move that directory away. Else recover to a time before {}, take a newer backup and \
+             restore that, or restore on another host.",
+            created.strftime("%F %T UTC")
+        );
+        return Err(Error::new(Kind::Conflict, message).hint(hint));
+    }
+    Ok(())
 }
 
 /// A tablespace that the backup does not have.
