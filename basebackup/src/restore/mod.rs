@@ -54,7 +54,7 @@ use self::recovery::{Archiving, find_archive_get, relied_on, restore_command, se
 use self::selection::Selection;
 use self::space::{Space, Usage, refuse_too_little, replaced, spaces};
 use self::tablespaces::{below, place};
-use self::target::Request;
+use self::target::{Request, Target, TargetAction};
 use crate::accounts::Accounts;
 use crate::catalog::{Catalog, archives};
 use crate::list::READ_PATIENCE;
@@ -220,6 +220,14 @@ async fn prepare(args: &RestoreArgs, config: &Config) -> Result<Preparation> {
     };
     let missing = configuration::missing(backup, &directories.data, &entries, same_place);
     plan.warnings.extend(missing.filter(|_| configuration.is_none()));
+    if plan.request.target == Target::End
+        && let Some(action @ (TargetAction::Pause | TargetAction::Shutdown)) = plan.request.action
+    {
+        let action = action.as_str();
+        plan.warnings.push(format!(
+            "--target-action={action} has no effect without a target: the server opens where recovery ends"
+        ));
+    }
     let ownership = if rustix::process::geteuid().is_root() {
         owner::decide(&backup.owner, &Accounts::read(), owner::surroundings(&directories.data))
     } else {
