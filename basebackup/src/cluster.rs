@@ -12,7 +12,7 @@ pub struct ClusterArgs {
     #[arg(long, value_name = "NUMBER")]
     pub system_identifier: Option<u64>,
     /// Only the cluster of this server of this host: a cluster of Debian's, such as 15/main, else its data directory
-    #[arg(long, value_name = "NAME", conflicts_with = "system_identifier")]
+    #[arg(long, value_name = "NAME")]
     pub server: Option<String>,
 }
 
@@ -22,9 +22,9 @@ impl ClusterArgs {
     /// # Errors
     /// `Usage` for a server that there is not; what reading its `pg_control` gives.
     pub fn identifier(&self) -> Result<Option<u64>> {
-        match &self.server {
-            Some(server) => system_identifier_of(server).map(Some),
-            None => Ok(self.system_identifier),
+        match (self.system_identifier, &self.server) {
+            (None, Some(server)) => system_identifier_of(server).map(Some),
+            (identifier, _) => Ok(identifier),
         }
     }
 }

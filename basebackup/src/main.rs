@@ -73,11 +73,13 @@ fn run(cli: &Cli, reporter: Reporter) -> Result<u8> {
             Command::Unpin(args) => pins::unpin(args, &config).await?,
             Command::Drill(args) => {
                 if !Box::pin(drill::drill(args, &config, reporter)).await? {
+                    reporter.print(Severity::Error, "the drill failed: its report says over what", None);
                     return Ok(DAMAGED);
                 }
             }
             Command::Verify(args) => {
                 if verify::verify(args, &config, reporter).await? == Verdict::Damaged {
+                    reporter.print(Severity::Error, "not all is sound: the report says what is not", None);
                     return Ok(DAMAGED);
                 }
             }

@@ -24,6 +24,8 @@ struct Later {
     space: std::path::PathBuf,
     /// Before the tablespace was there.
     before: String,
+    /// Before it too, but nothing was committed in between.
+    between: String,
     /// With 1000 rows.
     lsn: String,
 }
@@ -35,25 +37,29 @@ impl Later {
         take(&repository, &server);
         server.sql("create table early as select 1; select pg_sleep(1.1)");
         let before = server.sql("select clock_timestamp()::text");
-        server.sql("select pg_sleep(2); create table late as select 1");
+        server.sql("create table late as select 1");
+        server.sql("select pg_sleep(1.1)");
+        let between = server.sql("select clock_timestamp()::text");
+        server.sql("select pg_sleep(1.1)");
         let space = server.scratch().create_private("later");
         server.sql(&format!("create tablespace later location '{}'", space.display()));
         server.sql("create table t tablespace later as select generate_series(1, 1000) n");
         let lsn = server.sql("select pg_current_wal_insert_lsn()");
         server.sql("insert into t select generate_series(1001, 5000); checkpoint");
         server.wait_until_archived(&server.finish_segment());
-        Self { repository, server, space, before, lsn }
+        Self { repository, server, space, before, between, lsn }
     }
 }
 
 #[test]
 fn a_copy_beside_its_original_does_not_recover_into_the_original_s_new_tablespaces() {
-    let Later { repository, mut server, before, lsn, .. } = Later::start();
+    let Later { repository, mut server, before, between, lsn, .. } = Later::start();
     let to_lsn = ["--target-lsn", &lsn, "--target-action=promote"];
-    for words in [&[][..], &to_lsn, &["--dry-run"]] {
+    // Up to the first commit behind the target everything is replayed.
+    for words in [&[][..], &to_lsn, &["--target-time", &between], &["--dry-run"]] {
         let place = Place::new();
         let refused = place.restoring(&repository, words).finish();
-        refused.expect_code(1).expect_stderr(&["was created after the backup", "recover to a time before"]);
+        refused.expect_code(1).expect_stderr(&["was created after the backup", "recover to a time well before"]);
         assert!(place.is_untouched());
     }
     let place = Place::new();
@@ -149,7 +155,7 @@ fn wal_that_is_in_no_archive_is_not_lost_with_its_directory() {
         restoring(words).expect_code(1).expect_stderr(&[&name, "is in no archive", "archive-push pg_wal/"]);
     }
     let standby = restoring(&["--standby", "--dry-run"]);
-    standby.expect_code(0).expect_stderr(&["WARNING", &name, "is lost with this restore"]);
+    standby.expect_code(0).expect_stderr(&["WARNING", &name, "is lost with this restore", "was not shut down"]);
     // As the hint says.
     for waiting in waiting(&data) {
         push(&repository, &data, &waiting);

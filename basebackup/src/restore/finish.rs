@@ -156,10 +156,11 @@ pub(super) fn write_settings(
     let others = others.map(|target| (target.to_owned(), String::new()));
     let directories = destination.directories();
     let old = main.as_deref().filter(|_| elsewhere.is_none() && is_moved(backup, directories));
-    let moved = old.map_or_else(Vec::new, |old| moved_files(old, Path::new(&backup.data_directory), &directories.data));
-    let settings: Vec<(String, String)> = others.chain(settings.iter().cloned()).chain(moved).collect();
     let auto_conf = Path::new(AUTO_CONF);
     let before = read(data, auto_conf)?.unwrap_or_default();
+    let old_directory = Path::new(&backup.data_directory);
+    let moved = old.map_or_else(Vec::new, |old| moved_files(&[&before, old], old_directory, &directories.data));
+    let settings: Vec<(String, String)> = others.chain(settings.iter().cloned()).chain(moved).collect();
     // What was set by ALTER SYSTEM would count for more than what is set there.
     let before =
         without(&before, |name| elsewhere.is_some_and(|elsewhere| elsewhere.sets.iter().any(|set| set == name)));

@@ -203,7 +203,7 @@ async fn prepare(args: &RestoreArgs, config: &Config) -> Result<Preparation> {
     };
     let program = find_archive_get(std::env::current_exe().ok().as_deref(), std::env::var_os("PATH").as_deref())?;
     let command = restore_command(&program, config, backup.system_identifier, plan.last_segment)?;
-    let same_place = host_name() == backup.host && is_same(Path::new(&backup.data_directory), &directories.data);
+    let same_place = is_own_place(backup, &directories);
     let archiving = Archiving::decide(same_place, args.keeps_archiving());
     let entries = contents::index(&archive, backup).await?;
     let settings = settings(&plan, command, archiving, directories.in_place(&entries), selection.is_none());
@@ -264,7 +264,11 @@ async fn may_be_written(
         directories.refuse_used()?;
     }
     // A copy that is only looked at is given its WAL by somebody who sees to that.
-    if args.tablespaces_below.is_some() { Ok(()) } else { neighbours::refuse_later_tablespaces(plan, directories) }
+    if args.tablespaces_below.is_some() {
+        Ok(())
+    } else {
+        neighbours::refuse_later_tablespaces(plan, directories, is_own_place(&plan.backup, directories))
+    }
 }
 
 /// Refuses paths that PostgreSQL's `tablespace_map` has no way to write.
@@ -353,6 +357,11 @@ fn print_plan(prepared: &Preparation, format: Format) -> Result<()> {
     }
     let _ = writeln!(text, "{:<12}{}", "Archiving", archiving.to_text(&plan.backup));
     print(&text)
+}
+
+/// Whether the data directory is that of the server that was backed up.
+fn is_own_place(backup: &Backup, directories: &Directories) -> bool {
+    host_name() == backup.host && is_same(Path::new(&backup.data_directory), &directories.data)
 }
 
 /// Whether a path that may have links in it, as PostgreSQL reports its own data directory, leads to this one without.

@@ -14,7 +14,7 @@ use walkeep_common::wal::name::WalFileName;
 use walkeep_common::wal_archive::WalArchive;
 
 use super::directories::{Directories, Place, link_to};
-use super::plan::Plan;
+use super::plan::{Plan, RecoveryEnd};
 use super::real_path;
 use super::target::{Role, Target};
 
@@ -60,14 +60,15 @@ pub(super) fn refuse_shared(backup: &Backup, directories: &Directories) -> Resul
 ///
 /// # Errors
 /// `Conflict`.
-pub(super) fn refuse_later_tablespaces(plan: &Plan, directories: &Directories) -> Result<()> {
+pub(super) fn refuse_later_tablespaces(plan: &Plan, directories: &Directories, same_place: bool) -> Result<()> {
     let backup = &plan.backup;
-    let before = match &plan.request.target {
-        Target::Immediate => return Ok(()),
-        Target::Time(moment) => Some(moment.time),
-        _ => None,
+    let end = match plan.end {
+        // What is replayed was written before this, though the target may lie long before.
+        RecoveryEnd::Before(end) | RecoveryEnd::BeforeAtLatest(end) => End::Before(end.time),
+        _ if plan.request.target == Target::Immediate => End::OfBackup(backup.stop_time),
+        _ => End::Unknown,
     };
-    if let Some(Later { oid, directory, .. }) = later_tablespace(&directories.data, backup, before) {
+    if let Some(Later { oid, directory, .. }) = later_tablespace(&directories.data, backup, end, Files::Some) {
         let message = format!(
             "tablespace {oid} was created after the backup, and recovery would create it over the files in \"{}\"",
             directory.display()
@@ -75,52 +76,85 @@ pub(super) fn refuse_later_tablespaces(plan: &Plan, directories: &Directories) -
         let hint = "Move that directory away: recovery makes a new one.";
         return Err(Error::new(Kind::Conflict, message).hint(hint));
     }
-    // The server of the backup, or what was moved away from its place.
-    let beside = directories.data.parent().and_then(|around| fs::read_dir(around).ok()).into_iter().flatten().flatten();
-    let beside = beside.map(|entry| entry.path()).filter(|path| *path != directories.data);
-    for other in original(backup, directories).into_iter().chain(beside) {
-        let Some(Later { oid, directory, created }) = later_tablespace(&other, backup, before) else { continue };
+    let original = original(backup, directories).map(|original| (original, Files::Any));
+    // What was moved away from this place.
+    let around = directories.data.parent().filter(|_| same_place).and_then(|around| fs::read_dir(around).ok());
+    let beside = around.into_iter().flatten().flatten().map(|entry| (entry.path(), Files::Some));
+    for (other, files) in original.into_iter().chain(beside.filter(|(path, _)| *path != directories.data)) {
+        let Some(Later { oid, directory }) = later_tablespace(&other, backup, end, files) else { continue };
         let message = format!(
             "tablespace {oid} of the cluster in \"{}\" was created after the backup, and recovery would write into its \
              directory \"{}\"",
             other.display(),
             directory.display()
         );
-        let hint = format!(
-            "If no server needs it, move that directory away. Else recover to a time before {}, take a newer backup and \
-             restore that, or restore on another host.",
-            created.strftime("%F %T UTC")
-        );
+        let hint = "If no server needs it, move that directory away. Else recover to a time well before it was created, \
+                    take a newer backup and restore that, or restore on another host.";
         return Err(Error::new(Kind::Conflict, message).hint(hint));
     }
     Ok(())
+}
+
+/// How far recovery goes.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    /// Everything that is replayed was written before.
+    Before(Timestamp),
+    /// Little more is replayed than the backup itself needs, and that ended then.
+    OfBackup(Timestamp),
+    Unknown,
+}
+
+/// Whether only a tablespace with files counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Files {
+    Any,
+    Some,
 }
 
 /// A tablespace that the backup does not have.
 struct Later {
     oid: u32,
     directory: PathBuf,
-    created: Timestamp,
 }
 
-/// One with files, created before the target.
-fn later_tablespace(data: &Path, backup: &Backup, target: Option<Timestamp>) -> Option<Later> {
+/// One of the cluster's that may be created on the way.
+fn later_tablespace(data: &Path, backup: &Backup, end: End, files: Files) -> Option<Later> {
     let version = version_directory(data, backup)?;
+    let recovered = last_recovery(data);
     let links = fs::read_dir(data.join("pg_tblspc")).into_iter().flatten().flatten();
     let later = links.filter_map(|link| {
         let oid: u32 = link.file_name().to_str()?.parse().ok()?;
         let metadata = link.metadata().ok().filter(fs::Metadata::is_symlink)?;
-        // A link is never changed.
-        let created = Timestamp::from_second(metadata.mtime()).ok()?;
-        let is_known = backup.tablespaces.iter().any(|known| known.oid == oid);
-        if is_known || target.is_some_and(|target| target < created) {
+        let linked = Timestamp::from_second(metadata.mtime()).ok()?;
+        let may_be_reached = match end {
+            // A link that recovery made is younger than the tablespace.
+            End::Before(end) => linked <= end || recovered.is_none_or(|recovered| linked <= recovered),
+            End::OfBackup(end) => linked <= end,
+            End::Unknown => true,
+        };
+        if !may_be_reached || backup.tablespaces.iter().any(|known| known.oid == oid) {
             return None;
         }
         let directory = fs::canonicalize(link.path().join(&version)).ok()?;
-        let _first = fs::read_dir(&directory).ok()?.next()?;
-        Some(Later { oid, directory, created })
+        let is_empty = fs::read_dir(&directory).ok()?.next().is_none();
+        (files == Files::Any || !is_empty).then_some(Later { oid, directory })
     });
     later.min_by_key(|later| later.oid)
+}
+
+/// When the cluster last ended a recovery, at the latest; nothing while it is in one. Each has written a history.
+fn last_recovery(data: &Path) -> Option<Timestamp> {
+    const SHUT_DOWN: u32 = 1;
+    const IN_PRODUCTION: u32 = 6;
+    let control = ControlFile::read(data).ok()?;
+    if ![SHUT_DOWN, IN_PRODUCTION].contains(&control.state) {
+        return None;
+    }
+    let entries = fs::read_dir(data.join("pg_wal")).ok()?.flatten();
+    let histories = entries.filter(|entry| entry.file_name().to_string_lossy().ends_with(".history"));
+    let written = histories.filter_map(|entry| Timestamp::from_second(entry.metadata().ok()?.mtime()).ok());
+    Some(written.max().unwrap_or(Timestamp::MIN))
 }
 
 /// What of the WAL in the directory that is restored over is in no archive.
@@ -137,14 +171,19 @@ pub(super) async fn refuse_to_lose_wal(archive: &WalArchive, plan: &mut Plan, di
     let waiting: BTreeMap<String, WalFileName> = waiting.collect();
     let mut lost = Vec::new();
     for (text, name) in &waiting {
+        // Of a long queue a few are told.
+        if lost.len() > NAMED {
+            break;
+        }
         if archive.store().head(&archive.layout().wal(*name)).await?.is_none() {
             lost.push(text.as_str());
         }
     }
+    warn_of_a_crash(plan, directories);
     let Some(first) = lost.first() else { return Ok(()) };
     let named = lost.iter().take(NAMED).map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
     let more = lost.len().saturating_sub(NAMED);
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let more = if more > 0 { " and more" } else { "" };
     let message = format!("{named}{more} in \"{}\" is in no archive", pg_wal.display());
     if matches!(plan.request.role, Role::Standby { .. }) {
         plan.warnings.push(format!("{message}, and is lost with this restore"));
@@ -155,4 +194,16 @@ pub(super) async fn refuse_to_lose_wal(archive: &WalArchive, plan: &mut Plan, di
         directories.data.display()
     );
     Err(Error::new(Kind::Conflict, message).hint(hint))
+}
+
+/// A server that was not shut down has the last that was committed in a segment that nobody archives.
+fn warn_of_a_crash(plan: &mut Plan, directories: &Directories) {
+    const IN_PRODUCTION: u32 = 6;
+    if ControlFile::read(&directories.data).is_ok_and(|control| control.state == IN_PRODUCTION) {
+        plan.warnings.push(format!(
+            "the server in \"{}\" was not shut down: what it committed last may be in its pg_wal alone, which this restore \
+             removes; move pg_wal away to keep it",
+            directories.data.display()
+        ));
+    }
 }

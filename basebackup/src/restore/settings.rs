@@ -10,8 +10,9 @@ use std::path::Path;
 use crate::configuration::syntax::{setting_name, value_of};
 
 /// What recovery and archiving of the restored server depend on: whatever the backup says of it is of another time.
-const OF_RECOVERY: [&str; 10] = [
+const OF_RECOVERY: [&str; 11] = [
     "archive_cleanup_command",
+    "ignore_invalid_pages",
     "primary_conninfo",
     "primary_slot_name",
     "promote_trigger_file",
@@ -61,16 +62,17 @@ pub fn without_data_directory(contents: &[u8]) -> Option<Vec<u8>> {
     Some(lines.flat_map(|line| [if is_wanted(line) { b"" } else { TAKEN_OUT }, line]).flatten().copied().collect())
 }
 
-/// What makes a `postgresql.conf` that came from the data directory `old` keep to the one at `new`: files in the old one that
-/// it names, and the file for the process's number, which is the old server's.
-pub fn moved_files(contents: &[u8], old: &Path, new: &Path) -> Vec<(String, String)> {
+/// What makes configuration files that came from the data directory `old` keep to the one at `new`: files in the old one that
+/// they name, and the file for the process's number, which is the old server's. The first of them counts most.
+pub fn moved_files(contents: &[&[u8]], old: &Path, new: &Path) -> Vec<(String, String)> {
+    let value_of = |name: &str| contents.iter().find_map(|contents| value_of(contents, name));
     let moved = |name: &str| {
-        let value = value_of(contents, name)?;
+        let value = value_of(name)?;
         let below = Path::new(OsStr::from_bytes(&value)).strip_prefix(old).ok()?.to_owned();
         Some((name.to_owned(), new.join(below).to_str()?.to_owned()))
     };
     let mut settings: Vec<(String, String)> = ["hba_file", "ident_file"].into_iter().filter_map(moved).collect();
-    if value_of(contents, "external_pid_file").is_some_and(|value| !value.is_empty()) {
+    if value_of("external_pid_file").is_some_and(|value| !value.is_empty()) {
         settings.push(("external_pid_file".to_owned(), String::new()));
     }
     settings
@@ -159,7 +161,7 @@ mod tests {
         let expected = String::from_utf8_lossy(contents).replace(" Data", "# Taken out by basebackup restore:  Data");
         assert_eq!(String::from_utf8_lossy(&without), expected);
         assert_eq!(without_data_directory(&without), None);
-        let moved = moved_files(contents, Path::new("/old"), Path::new("/new"));
+        let moved = moved_files(&[b"ident_file = '/elsewhere'", contents], Path::new("/old"), Path::new("/new"));
         let expected = [("hba_file", "/new/etc/hba.conf"), ("external_pid_file", "")];
         assert_eq!(moved, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
     }

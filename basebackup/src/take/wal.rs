@@ -114,7 +114,7 @@ async fn wait(archive: &WalArchive, segments: &[SegmentName], own: Option<OwnWal
         let mut pause = FIRST_PAUSE;
         let mut untried = own;
         while archive.header(name).await?.is_none() {
-            if let Some(own) = untried.take_if(|_| begun.elapsed() >= OTHERS_FIRST) {
+            if let Some(own) = untried.take_if(|_| begun.elapsed() >= OTHERS_FIRST.min(how.limit / 2)) {
                 match store_own(archive, own, name).await {
                     Ok(true) => {
                         let text = format!("WAL segment \"{name}\" was not archived so far; it is now");

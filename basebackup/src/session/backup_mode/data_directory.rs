@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::sleep;
-use walkeep_common::error::Result;
+use walkeep_common::error::{Kind, Result};
 use walkeep_common::lsn::Lsn;
 use walkeep_common::postgres::control::{ControlFile, read_bytes};
 
@@ -95,19 +95,22 @@ impl Session {
         let mut attempt = 1;
         loop {
             let (bytes, before) = read_bytes(directory)?;
-            let server = self.control_facts().await?;
+            let server = self.control_facts().await;
             let (_, after) = read_bytes(directory)?;
             let (before, after) = (Facts::of(&before), Facts::of(&after));
-            match compare(&before, &server, &after) {
-                Outcome::Same => return Ok(bytes),
-                Outcome::SameSoFar if attempt == ATTEMPTS => return Ok(bytes),
-                Outcome::Other if mismatches == MISMATCHES || attempt == ATTEMPTS => {
+            match server.map(|server| (compare(&before, &server, &after), server)) {
+                Ok((Outcome::Same, _)) => return Ok(bytes),
+                Ok((Outcome::SameSoFar, _)) if attempt >= ATTEMPTS => return Ok(bytes),
+                Ok((Outcome::Other, server)) if mismatches >= MISMATCHES || attempt >= ATTEMPTS => {
                     return Err(
                         preflight::not_the_cluster(self.target(), directory).caused_by(difference(&server, &before))
                     );
                 }
-                Outcome::Other => mismatches += 1,
-                Outcome::SameSoFar | Outcome::Written => {}
+                Ok((Outcome::Other, _)) => mismatches += 1,
+                Ok((Outcome::SameSoFar | Outcome::Written, _)) => {}
+                // Early minor releases read the file while it is written, and find its checksum wrong.
+                Err(error) if error.kind() == Kind::Unavailable || attempt >= ATTEMPTS => return Err(error),
+                Err(_) => {}
             }
             attempt += 1;
             sleep(PAUSE).await;
