@@ -614,7 +614,8 @@ fn servers_that_share_a_name_in_the_repository_are_told_apart_by_their_directori
         samples.extend(lines.map(|line| line.rsplit_once(' ').unwrap().0.to_owned()));
         assert!(named(server, &["show", "latest"]).contains(id));
         assert!(named(server, &["verify"]).contains(&server.system_identifier().to_string()));
-        assert!(named(server, &["drill"]).contains(id));
+        let programs = bin_directory().display().to_string();
+        assert!(named(server, &["drill", "--pg-bindir", &programs]).contains(id));
     }
     let all = samples.len();
     samples.sort();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use walkeep_tests::binaries;
-use walkeep_tests::cluster::{Cluster, StopMode, major, program};
+use walkeep_tests::cluster::{Cluster, StopMode, bin_directory, major, program};
 use walkeep_tests::repository::Repository;
 use walkeep_tests::run::Run;
 use walkeep_tests::user;
@@ -170,7 +170,8 @@ fn databases_with_names_in_another_encoding_are_no_obstacle() {
         let names: Vec<_> = shown["databases"].as_array().unwrap().iter().map(|found| found["name"].clone()).collect();
         assert!(names.contains(&"caf\u{fffd}".into()) && names.contains(&"latin".into()), "{names:?}");
     }
-    let drill = Run::new(binaries::basebackup()).arg("drill").envs(repository.environment()).finish();
+    let drill = Run::new(binaries::basebackup()).args(["drill", "--pg-bindir"]).arg(bin_directory());
+    let drill = drill.envs(repository.environment()).finish();
     drill.expect_code(0);
     assert!(drill.stdout.contains("1 were not looked into: their names are not UTF-8"), "{drill}");
 }

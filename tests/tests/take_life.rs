@@ -182,5 +182,6 @@ fn the_page_cache_is_after_a_backup_what_it_was_before() {
     assert!((8 << 20..16 << 20).contains(&before) && whole > 20 << 20, "{before} of {whole} bytes are in the cache");
     taking(&repository, &server).finish().expect_code(0);
     let after = cached();
-    assert!(after.abs_diff(before) < 1 << 20, "{before} bytes were in the cache before, {after} are after");
+    // Of twelve MiB on either side; the kernel may hold on to pages that it is busy with at the moment.
+    assert!(after.abs_diff(before) <= 3 << 20, "{before} bytes were in the cache before, {after} are after");
 }
