@@ -173,15 +173,22 @@ fn the_page_cache_is_after_a_backup_what_it_was_before() {
     }
     let cached = || tool("fincore", ["-b", "-n", "-o", "RES", file]).trim().parse::<u64>().unwrap();
     tool("sync", [file]);
-    tool("cat", [file]);
-    let whole = cached();
     // Nothing is written: what lies behind the first half leaves the cache.
     let from_half = ["bs=1M", "seek=12", "count=0", "conv=notrunc,fdatasync", "oflag=nocache"];
-    tool("dd", ["status=none", &format!("of={file}")].into_iter().chain(from_half));
-    let before = cached();
-    assert!((8 << 20..16 << 20).contains(&before) && whole > 20 << 20, "{before} of {whole} bytes are in the cache");
-    taking(&repository, &server).finish().expect_code(0);
-    let after = cached();
-    // Of twelve MiB on either side; the kernel may hold on to pages that it is busy with at the moment.
-    assert!(after.abs_diff(before) <= 3 << 20, "{before} bytes were in the cache before, {after} are after");
+    let mut seen = Vec::new();
+    // On a busy host the kernel takes pages away itself, or says of some that they are not there: not every time.
+    for _ in 0..5 {
+        tool("cat", [file]);
+        let whole = cached();
+        tool("dd", ["status=none", &format!("of={file}")].into_iter().chain(from_half));
+        let before = cached();
+        taking(&repository, &server).finish().expect_code(0);
+        let after = cached();
+        let is_half = (8 << 20..16 << 20).contains(&before) && whole > 20 << 20;
+        if is_half && after.abs_diff(before) < 1 << 20 {
+            return;
+        }
+        seen.push((whole, before, after));
+    }
+    panic!("bytes in the cache when all was read, before a backup, and after it: {seen:?}");
 }
