@@ -19,9 +19,8 @@ use walkeep_common::repository::layout::WalObject;
 use walkeep_common::wal::history::TimelineHistory;
 use walkeep_common::wal::name::WalFileName;
 use walkeep_common::wal::segment::{SegmentName, SegmentSize, Timeline, segment_of};
-use walkeep_common::wal_archive::{LeftTimelines, WalArchive};
-
 use walkeep_common::wal_archive::source::{Source, read_header};
+use walkeep_common::wal_archive::{LeftTimelines, WalArchive};
 
 /// How often `pg_wal` is gone through while files are being renamed in it.
 const SCANS: u32 = 5;

@@ -1,7 +1,7 @@
 //! `archive_command = 'archive-push %p'`: stores one WAL file and says 0 only once it is durable.
 //!
-//! The way of a file: [`source`](walkeep_common::wal_archive::source) checks that it is what its name says, [`push`] asks the worker of [`ahead`] for it or
-//! stores it, [`exit`] is what PostgreSQL reads.
+//! The way of a file: [`walkeep_common::wal_archive::source`] checks that it is what its name says, [`push`] asks the
+//! worker of [`ahead`] for it or stores it, [`exit`] is what PostgreSQL reads.
 
 mod ahead;
 mod backfill;

@@ -11,11 +11,11 @@ use walkeep_common::host::HostMemory;
 use walkeep_common::retry::Patience;
 use walkeep_common::store::{Health, Store};
 use walkeep_common::wal_archive::WalArchive;
+use walkeep_common::wal_archive::source::Source;
 
 use crate::ahead::{Ahead, Asked};
 use crate::limits::Limits;
 use crate::store;
-use walkeep_common::wal_archive::source::Source;
 
 /// Archives the file at `path`: asks the worker that pushes ahead, or does it itself.
 ///

@@ -7,11 +7,11 @@ use walkeep_common::error::Result;
 use walkeep_common::host::HostMemory;
 use walkeep_common::wal::name::WalFileName;
 use walkeep_common::wal::segment::Timeline;
+use walkeep_common::wal_archive::source::Source;
 use walkeep_common::wal_archive::{Kept, WalArchive};
 use walkeep_common::wal_object::encode::Encoded;
 
 use crate::backfill;
-use walkeep_common::wal_archive::source::Source;
 
 /// What the host remembers having seen a timeline's history in the archive under.
 const HISTORY_FACT: &str = "history";

@@ -18,10 +18,10 @@ use walkeep_common::host::HostMemory;
 use walkeep_common::retry::Patience;
 use walkeep_common::store::Store;
 use walkeep_common::wal::name::WalFileName;
+use walkeep_common::wal_archive::source::Source;
 
 use super::data_directory::DataDirectory;
 use super::pusher::Pusher;
-use walkeep_common::wal_archive::source::Source;
 
 /// What the host remembers the last batch under. Only a hint where a look is worth it: the archive is what decides.
 const BATCH_FACT: &str = "push-batch";

@@ -4,11 +4,11 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use walkeep_common::wal::name::WalFileName;
+use walkeep_common::wal_archive::source::Stamp;
 
 use super::data_directory::DataDirectory;
 use super::protocol::Answer;
 use super::queue::{Job, Outcome, Queue};
-use walkeep_common::wal_archive::source::Stamp;
 
 /// How often a thread without work looks whether there is any.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);

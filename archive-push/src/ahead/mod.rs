@@ -37,6 +37,7 @@ use walkeep_common::config::Config;
 use walkeep_common::error::{Kind, Result};
 use walkeep_common::postgres::postmaster::PostmasterPid;
 use walkeep_common::wal::name::WalFileName;
+use walkeep_common::wal_archive::source::Source;
 
 pub(crate) use self::ask::Asked;
 use self::data_directory::DataDirectory;
@@ -44,7 +45,6 @@ use self::place::Place;
 use self::protocol::Request;
 pub(crate) use self::warnings::keep as keep_warnings;
 use crate::limits::Limits;
-use walkeep_common::wal_archive::source::Source;
 
 /// How long no other is started then.
 const NO_WORKER_MEMORY: Duration = Duration::from_secs(60);

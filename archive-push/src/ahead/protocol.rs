@@ -8,9 +8,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use walkeep_common::error::{Error, Kind};
 use walkeep_common::postgres::postmaster::PostmasterPid;
+use walkeep_common::wal_archive::source::{Source, Stamp};
 
 use super::place::surroundings;
-use walkeep_common::wal_archive::source::{Source, Stamp};
 
 /// The version of these messages.
 const PROTOCOL: u32 = 1;

@@ -15,11 +15,11 @@ use walkeep_common::retry::Patience;
 use walkeep_common::store::{ANSWER_TIME, Health, SLOWEST_LINK, Store};
 use walkeep_common::wal::name::WalFileName;
 use walkeep_common::wal_archive::WalArchive;
+use walkeep_common::wal_archive::source::Source;
 
 use super::budget::Budget;
 use super::pace::Pace;
 use crate::store;
-use walkeep_common::wal_archive::source::Source;
 
 /// What all files on their way may take. The rest of 256 MiB is for everything else.
 const MEMORY_BYTES: usize = 192 << 20;

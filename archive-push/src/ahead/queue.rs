@@ -7,9 +7,9 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use walkeep_common::wal::name::WalFileName;
+use walkeep_common::wal_archive::source::Stamp;
 
 use super::protocol::{Answer, Failure};
-use walkeep_common::wal_archive::source::Stamp;
 
 /// How many files may lie stored without having been asked for: enough for any number of uploads, and not so many that
 /// much is done in vain should PostgreSQL never ask.

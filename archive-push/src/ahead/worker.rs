@@ -22,6 +22,7 @@ use walkeep_common::error::{Error, Kind, Result};
 use walkeep_common::host::HostMemory;
 use walkeep_common::postgres::control::ControlFile;
 use walkeep_common::postgres::postmaster::PostmasterPid;
+use walkeep_common::wal_archive::source::Source;
 
 use super::data_directory::DataDirectory;
 use super::desk::Desk;
@@ -32,7 +33,6 @@ use super::pusher::Pusher;
 use super::queue::{Job, Outcome, Queue};
 use super::{start, warnings};
 use archive_push::args::Args;
-use walkeep_common::wal_archive::source::Source;
 
 /// How often a call that waits is told that its worker lives.
 const SIGN_OF_LIFE: Duration = Duration::from_millis(500);

@@ -97,8 +97,12 @@ impl NeededWal {
             wait(archive, others, Some(own), how).await?;
             return Ok(vec![last.to_string()]);
         }
-        // The standby has recycled it, or never had it but from the archive: then it is full, and comes or is there.
-        wait(archive, &self.segments, Some(own), how).await?;
+        // The standby has recycled it, or never had it but from the archive: then it is full, and comes or is there. What
+        // has its name here meanwhile may be half received, and must not be archived as the whole.
+        let begun = Instant::now();
+        wait(archive, others, Some(own), how).await?;
+        let rest = Wait { limit: how.limit.saturating_sub(begun.elapsed()), ..how };
+        wait(archive, std::slice::from_ref(last), None, rest).await?;
         Ok(Vec::new())
     }
 }
@@ -153,7 +157,7 @@ fn not_archived(name: WalFileName, limit: Duration) -> Error {
     .hint("Look for failures of archive_command in the server's log and in pg_stat_archiver; it must archive to the same repository.")
 }
 
-/// Archives a complete segment of `pg_wal`, as `archive-push` would; false if it is not there any more.
+/// Archives a segment of `pg_wal` that was replayed to its end, as `archive-push` would; false if it is not there any more.
 async fn store_own(archive: &WalArchive, own: OwnWal<'_>, name: WalFileName) -> Result<bool> {
     let path = own.directory.join(name.to_string());
     if !path.exists() {
